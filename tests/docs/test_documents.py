@@ -56,13 +56,19 @@ SIZE = 20 * GIB
 PATIENCE = 60.0
 TWISTD = str(Path(sys.executable).with_name("twistd"))
 
-# A tunnel, as `ssh -N -L /path:/path host` makes it, without an sshd.
+# A tunnel, as `ssh -N -L /path:/path host` makes it, and what `blockmig move` makes of it, with a
+# command there; without an sshd.
 SSH = """
-import asyncio, sys
+import asyncio, os, sys
 
-flag, forward, paths, host = sys.argv[1:]
-assert (flag, forward, host) == ("-N", "-L", "root@destination.example"), sys.argv
-near, far = paths.split(":")
+words = sys.argv[1:]
+near, far = words[words.index("-L") + 1].split(":")
+if words[0] == "-N":
+    assert words == ["-N", "-L", f"{near}:{far}", "root@destination.example"], words
+    command = None
+else:
+    assert words[-3:-1] == ["--", "root@destination.example"], words
+    command = words[-1].replace("/source/", "/destination/")
 far = far.replace("/source/", "/destination/")
 
 
@@ -82,7 +88,11 @@ async def connected(reader, writer):
 
 async def main():
     async with await asyncio.start_unix_server(connected, near) as server:
-        await server.serve_forever()
+        if command is None:
+            await server.serve_forever()
+        home = os.environ["HOME"].replace("/source/", "/destination/")
+        shell = await asyncio.create_subprocess_shell(command, cwd=home)
+        os._exit(await shell.wait())
 
 
 asyncio.run(main())

@@ -17,7 +17,7 @@ DOCUMENTS = [
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "performance.md"),
 ]
 # Names of other people's.
-OTHERS = {"TypeMachineBuilder"}
+OTHERS = {"TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"}
 UNITS = {"MiB", "GiB"}
 
 

@@ -54,7 +54,7 @@ ARROWS = {
     ),
     "control": "transport",
     "cli": (
-        "interfaces syscalls errors runtime nbd storage transport client server control "
+        "interfaces syscalls errors lives runtime nbd storage transport client server control "
         "migration.policy migration.identity migration.in_use migration.records migration.source "
         "migration.destination migration.mirror"
     ),

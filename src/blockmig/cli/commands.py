@@ -55,6 +55,7 @@ class Command(NamedTuple):
 
 
 COMMANDS: Final = (
+    Command("move", "move", "Move a disk to another host through ssh, with one command."),
     Command("receive", "receive", "Receive a disk: the destination of `send` or `mirror`."),
     Command("send", "send", "Send a disk to a receiver, or to any NBD server."),
     Command("serve", "serve", "Serve a disk to NBD clients, such as QEMU."),

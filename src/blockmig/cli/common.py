@@ -103,6 +103,18 @@ OLDSTYLE: Final = Flag(
 IN_USE_ANYWAY: Final = Flag(
     "in-use-anyway", "Go on even if another program has the disk open, unless it has locked it."
 )
+RAW_ANYWAY: Final = Flag(
+    "raw-anyway",
+    "Send the bytes of the disk as they are even if it looks like an image in another format, such "
+    "as qcow2.",
+)
+RETRY: Final = Flag(
+    "retry",
+    "Keep trying if the first connection fails, for example because the receiver is not running "
+    "yet. (Once the destination has accepted a handshake, a lost connection is always retried.) A "
+    "receiver of another migration, or of another size, is not waited for.",
+    group=Group.WHEN,
+)
 STATE_DIRECTORY: Final = Parameter(
     "state-dir",
     "Where the migration records of block devices are kept. (Those of a file are beside the file.)",

@@ -12,7 +12,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from twisted.logger import (
@@ -128,7 +128,7 @@ def begin_logging(options: Any, write: Write) -> None:
     globalLogBeginner.beginLoggingTo([observer_for(options, write)], redirectStandardIO=False)
 
 
-def warn_of_again(options: Mapping[str, Any]) -> None:
+def warn_of_again(options: Any) -> None:
     """Warn if C{--again} was given, which stands for C{--overwrite} now."""
     if options["again"]:
         _log.warn(

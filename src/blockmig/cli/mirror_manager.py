@@ -37,6 +37,7 @@ from ..storage import DiskRefused
 
 _log = Logger()
 
+_LONGEST_ADDRESS: Final = 4096
 _WAITER_TIMEOUT: Final = 5.0
 """Seconds for the request that was announced with C{"wait": true}."""
 
@@ -146,7 +147,7 @@ class MirrorManager:
             successor = self._destination(after)
         return Mirror(
             self._server,
-            self._destination(uri),
+            self._destination(uri, body.address()),
             unlink=body.flag("unlink"),
             overrides=Overrides(
                 body.flag("again") or body.flag("overwrite"),
@@ -163,8 +164,9 @@ class MirrorManager:
             runtime=self._runtime,
         )
 
-    def _destination(self, uri: NBDURI) -> Destination:
-        return Destination(self._make_endpoint(self._runtime.reactor, uri), uri.export, str(uri))
+    def _destination(self, uri: NBDURI, address: str = "") -> Destination:
+        endpoint = self._make_endpoint(self._runtime.reactor, uri)
+        return Destination(endpoint, uri.export, address or str(uri))
 
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
         if isinstance(result, Failure):
@@ -249,6 +251,13 @@ class _RequestBody:
             raise ControlRefused(f"{name}: {error}", 400) from None
         except (KeyError, TypeError, AttributeError):
             raise self._bad(name) from None
+
+    def address(self) -> str:
+        """What the destination is to be called; "" for by its URI."""
+        value = self._body.get("address", "")
+        if not isinstance(value, str) or len(value) > _LONGEST_ADDRESS or not value.isprintable():
+            raise self._bad("address")
+        return value
 
     def flag(self, name: str) -> bool:
         value = self._body.get(name, False)

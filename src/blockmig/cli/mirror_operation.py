@@ -69,6 +69,7 @@ class MirrorOperation:
     """Starts a mirror, polls the server's status, and receives the outcome.
 
     @param ask: sends a request to the server, and blocks until it is answered.
+    @param address: how records and messages are to call the destination; "" for by its URI.
     @param in_thread: calls a function in a thread, and returns a Deferred of its result.
     """
 
@@ -81,11 +82,14 @@ class MirrorOperation:
         display: Display,
         ask: Ask = ask,
         in_thread: InThread = in_thread,
+        *,
+        address: str = "",
     ) -> None:
         self._options = options
         self._reactor = reactor
         self._ask = ask
         self._in_thread = in_thread
+        self._address = address
         self._view = _MirrorView(display, reactor)
         self._poll_loop = LoopingCall(self._poll)
         self._poll_loop.clock = reactor
@@ -98,9 +102,10 @@ class MirrorOperation:
         warn_of_again(self._options)
         try:
             try:
-                answer = await self._request(
-                    "/mirror", {**request_body(self._options), "wait": True}, START_TIMEOUT
-                )
+                body = {**request_body(self._options), "wait": True}
+                if self._address:
+                    body["address"] = self._address
+                answer = await self._request("/mirror", body, START_TIMEOUT)
             except ControlError as error:
                 raise start_error(error, path) from None
             log_started(answer)

@@ -50,6 +50,17 @@ class Options(usage.Options):
             "overwrites a copy that may be the only one.",
         ),
         common.IN_USE_ANYWAY,
+        Flag(
+            "end-with-stdin",
+            "End as by SIGTERM when standard input closes (after --secret - has read its line): "
+            "with whoever started this command, for example through ssh.",
+            group=Group.WHEN,
+        ),
+        Flag(
+            "replace",
+            "First end the receiver of the same --id and disk that was started with --replace too, "
+            "and is still there.",
+        ),
         common.VERBOSE,
         common.QUIET,
     )
@@ -95,6 +106,10 @@ class Options(usage.Options):
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
         common.check_again(self)
+        if self["replace"] and not self["id"]:
+            raise usage.UsageError("--replace needs an --id: that of the migration")
+        if self["replace"] and self["control"]:
+            raise usage.UsageError("--replace has a control socket of its own: leave out --control")
         common.check_export(self["export"], MAXIMUM_NAME - len(HANDOFF_EXPORT))
 
 

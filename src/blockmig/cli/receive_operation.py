@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from twisted.logger import Logger
 
+from ..control.server import Routes
 from ..errors import AlreadyDone, GaveUp, MigrationError, Refused, Summary
 from ..migration.destination.receiver import Receiver
 from ..migration.identity import Identity
@@ -55,14 +56,31 @@ class ReceiveOperation:
         self._listening: Listening | None = None
         self._receiver: Receiver | None = None
         self._stop_reason = ""
+        self._routes: Routes = {}
 
     async def run(self) -> Summary:
+        if not self._options["end-with-stdin"]:
+            return await self._run()
+        from .standard_input import StandardInput  # noqa: PLC0415 (few receivers need these)
+
+        standard_input = StandardInput(
+            self._runtime.reactor, lambda: self.stop("stopped, since standard input has closed")
+        )
+        try:
+            return await self._run()
+        finally:
+            standard_input.stop()
+
+    async def _run(self) -> Summary:
         options = self._options
         warn_of_again(options)
+        control = options["control"]
+        if options["replace"]:
+            control = await self._replace()
         self._check_records()
         endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
-            self._runtime.reactor, endpoints, options["control"], self._make_endpoint
+            self._runtime.reactor, endpoints, control, self._make_endpoint
         )
         disk = self._open()
         try:
@@ -78,6 +96,19 @@ class ReceiveOperation:
             # A file that was created here, and never written to, is removed.
             touched = self._receiver is not None and self._receiver.touched
             disk.close() if touched else disk.discard()
+
+    async def _replace(self) -> str | None:
+        """End the receiver that is to be replaced; the path of the control socket to have."""
+        from .replacement import end_other, meeting_place, routes  # noqa: PLC0415
+
+        options = self._options
+        control = meeting_place(options["file"], options["id"], options["state-dir"])
+        if control is None:
+            return None
+        await end_other(control, options["file"], self._runtime)
+        self._check_stopped()
+        self._routes = routes(self.stop, self._runtime.reactor)
+        return control
 
     def stop(self, why: str) -> None:
         self._stop_reason = why
@@ -165,6 +196,7 @@ class ReceiveOperation:
             options["export"],
             "write this disk",
             receiver.status,
+            self._routes,
         )
         try:
             await listening.open(target, options["give-up-after"] or None)

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..nbd import NBDURI, parse_uri
 from . import common, usage
 from .launch import launch
-from .usage import Flag, Group, Parameter
+from .usage import Flag, Parameter
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
     from .send_operation import SendOperation
+
+
+class SendingOptions(Protocol):
+    """What L{SendOperation<blockmig.cli.send_operation.SendOperation>} takes.
+
+    @ivar uri: the destination: has an C{export}, and is a URI as a string.
+    @ivar secret: what both ends know; empty where there is none.
+    """
+
+    uri: Any
+    secret: bytes
+
+    def __getitem__(self, name: str) -> Any:
+        """An option of `send`."""
 
 
 class Options(usage.Options):
@@ -48,19 +62,8 @@ class Options(usage.Options):
         common.AGAIN,
         common.OVERWRITE,
         common.IN_USE_ANYWAY,
-        Flag(
-            "raw-anyway",
-            "Send the bytes of DISK as they are even if it looks like an image in another format, "
-            "such as qcow2.",
-        ),
-        Flag(
-            "retry",
-            "Keep trying if the first connection fails, for example because the receiver is not "
-            "running yet. (Once the destination has accepted a handshake, a lost connection is "
-            "always retried.) A receiver of another migration, or of another size, is not waited "
-            "for.",
-            group=Group.WHEN,
-        ),
+        common.RAW_ANYWAY,
+        common.RETRY,
         common.PLAIN,
         common.VERBOSE,
         common.QUIET,

@@ -15,14 +15,13 @@ from ..migration.policy import Overrides, Patience
 from ..migration.source.finisher import Finisher
 from ..migration.source.resume import Source
 from ..migration.source.sender import Sender
-from ..nbd import NBDURI
 from ..runtime import Runtime
 from ..storage import image_format
 from ..syscalls import describe_error
 from ..transport import client_endpoint
 from .logs import warn_of_again
 from .progress import Display
-from .send import Options
+from .send import SendingOptions
 
 _FORMAT_PROBE: Final = 4096
 """Bytes at the start of a disk that tell the format of an image."""
@@ -38,10 +37,10 @@ class SendOperation:
 
     def __init__(
         self,
-        options: Options,
+        options: SendingOptions,
         runtime: Runtime,
         display: Display,
-        make_endpoint: Callable[[Any, NBDURI], Any] = client_endpoint,
+        make_endpoint: Callable[[Any, Any], Any] = client_endpoint,
     ) -> None:
         self._options = options
         self._runtime = runtime

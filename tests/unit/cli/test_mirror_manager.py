@@ -137,6 +137,12 @@ class StartTests(Case):
         self.assertEqual(("copying", URI), (self.mirror()["state"], self.mirror()["destination"]))
         self.assertFalse(self.mirrors.handed_over)
 
+    def test_a_destination_may_have_another_name_than_its_URI(self):
+        answer = self.begin(address="ssh://there/disk")
+        self.assertEqual("ssh://there/disk", answer["destination"])
+        self.assertEqual("ssh://there/disk", self.mirror()["destination"])
+        self.assertEqual([URI], self.endpoints)
+
     def test_a_start_is_not_answered_before_the_destination_has_accepted(self):
         answer = self.call("/mirror", {"uri": URI, "max_rate": KIB})
         self.assertNoResult(answer)
@@ -203,6 +209,7 @@ class StartTests(Case):
             ),
             "unlink": ("yes", 1, 0, None, [], "true"),
             "again": ("yes", 1, None),
+            "address": (5, None, ["ssh://there/x"], "ssh://there/\n", "x" * 4097),
             "max_pause": (0, -1, "1", None, True, [], float("nan"), float("inf"), 1e6, 1e300),
             "timeout": (0, -1, "1", None, True, [1], float("nan"), float("inf")),
             "converge": ("", "WAIT", None, 5, [], {}, ["wait"], True),

@@ -22,6 +22,7 @@ from blockmig.cli.commands import COMMANDS, parse
 from blockmig.cli.inspect import Options as InspectOptions
 from blockmig.cli.main import main
 from blockmig.cli.mirror import Options as MirrorOptions
+from blockmig.cli.move import Options as MoveOptions
 from blockmig.cli.rate import Options as RateOptions
 from blockmig.cli.receive import Options as ReceiveOptions
 from blockmig.cli.send import Options as SendOptions
@@ -88,6 +89,8 @@ class ReceiveTests(Case):
                 "again": 0,
                 "overwrite": 0,
                 "in-use-anyway": 0,
+                "end-with-stdin": 0,
+                "replace": 0,
                 "state-dir": None,
                 "handshake-timeout": 30.0,
                 "idle-timeout": 60.0,
@@ -139,6 +142,9 @@ class ReceiveTests(Case):
         self.refused("less than one byte", "receive", "-f", "x", "-s", "0")
         self.refused("not a number of seconds", "receive", "-f", "x", "--idle-timeout", "soon")
         self.refused("text, json", "receive", "-f", "x", "--log-format", "xml")
+        self.refused("needs an --id", "receive", "-f", "x", "--replace")
+        own = ["--id", "one", "--control", "/c"]
+        self.refused("leave out --control", "receive", "-f", "x", "--replace", *own)
         self.assertRaises(usage.UsageError, self.parse, "receive", "-f", "x", "extra")
         self.assertRaises(usage.UsageError, self.parse, "receive", "-f", "x", "--nonsense")
 
@@ -201,6 +207,60 @@ class SendTests(Case):
             self.refused("not a number of seconds", "send", "x", "nbd://h/", "--timeout", timeout)
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
         self.refused("less than one byte", "send", "x", "nbd://h/", "--max-rate", "0")
+
+
+class MoveTests(Case):
+    def test_move_has_its_defaults(self):
+        options = self.parse("move", "disk.img", "root@web2:/x/disk.img")
+        self.assertIsInstance(options, MoveOptions)
+        self.assertEqual("root@web2:/x/disk.img", options.uri.shown)
+        for name, value in {
+            "file": "disk.img",
+            "ssh": "ssh",
+            "remote-command": "blockmig",
+            "id": None,
+            "unlink": 0,
+            "overwrite": 0,
+            "retry": 0,
+            "progress": "auto",
+            "max-rate": None,
+            "give-up-after": 0.0,
+        }.items():
+            self.assertEqual(value, options[name], name)
+
+    def test_each_move_has_a_secret_of_its_own(self):
+        one, two = (self.parse("move", "x", "web2:/x").secret for _ in range(2))
+        self.assertNotEqual(one, two)
+        self.assertGreaterEqual(len(one), 32)
+        self.assertNotIn(one.decode(), repr(dict(self.parse("move", "x", "web2:/x"))))
+
+    def test_fetching_is_refused_in_words(self):
+        self.refused("not fetched", "move", "web2:/x/disk.img", "disk.img")
+        self.assertEqual("./a:b", self.parse("move", "./a:b", "web2:/x")["file"])
+
+    def test_what_is_sent_once_more_needs_an_id_to_pass_over_records_here(self):
+        options = self.parse("move", "x", "web2:/x", "--overwrite")
+        self.assertEqual((True, 0), (options.overwrite_there, options["overwrite"]))
+        options = self.parse("move", "x", "web2:/x", "--overwrite", "--id", "new")
+        self.assertEqual((True, 1), (options.overwrite_there, options["overwrite"]))
+
+    def test_a_served_disk_has_no_file(self):
+        options = self.parse("move", "--control", "/c", "web2:/x", "--max-rate", "1M")
+        self.assertEqual(
+            ("/c", "", "web2:/x"), (options["control"], options["file"], options.uri.shown)
+        )
+        self.refused("one argument with --control", "move", "--control", "/c", "x", "web2:/x")
+        for option in ("--retry", "--in-use-anyway", "--raw-anyway", "--state-dir=/s"):
+            self.refused("is only for", "move", "--control", "/c", "web2:/x", option)
+
+    def test_bad_arguments_of_move_are_refused(self):
+        self.refused("FILE HOST:PATH", "move", "x")
+        self.refused("FILE HOST:PATH", "move", "x", "web2:/x", "y")
+        self.refused("is not HOST:PATH", "move", "x", "/y")
+        self.refused("names no file", "move", "x", "web2:")
+        self.refused("--ssh", "move", "x", "web2:/x", "--ssh", "ssh 'x")
+        self.refused("--ssh", "move", "x", "web2:/x", "--ssh", " ")
+        self.refused("contradict", "move", "x", "web2:/x", "-v", "-q")
 
 
 class MirrorTests(Case):

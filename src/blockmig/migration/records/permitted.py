@@ -477,7 +477,7 @@ def _check_finish(
     if record.destination.address != destination:
         raise Refused(
             f"{path}: its migration to {record.destination} has retired it, and is not known to be "
-            f"complete: send to {record.destination.address} to finish it"
+            f"complete: {_way(record.destination.address)} to finish it"
         )
     if record.unlink and identity is not None:
         raise Refused(
@@ -489,3 +489,10 @@ def _check_finish(
             f"{path}: was migrated to {record.destination}, and is to be kept: "
             "finish that with unlink=False, then delete it"
         )
+
+
+def _way(address: str) -> str:
+    """What is to be done with a disk that is on its way to C{address}."""
+    if address.startswith("ssh://"):
+        return f"`blockmig move` it to {address}"
+    return f"send to {address}"

@@ -12,6 +12,7 @@ Rules (design, section 2: R6; docs/handoff.md):
   is canonical. A receiver that then cannot be found any more, or knows of no migration, is complete
   as far as anybody can tell: it ended and removed its record, as in good order;
 * a receiver that was not notified, and has something else recorded, is a matter for a human;
+* who has seen the destination's end in another way, from that host itself, may say so;
 * it can be stopped at any time, and leaves the source retired; one that was stopped before it was
   run never begins. It ends only once no thread is at work on the records any more;
 * the records are its own until then: it claims them, and changes none of another migration.
@@ -123,6 +124,7 @@ class Finisher:
         record = source.record
         self.progress = Progress(record.size, earlier=record.attempt, seconds=self._reactor.seconds)
         self.last_error = ""
+        self._assumed = False
         self._running: Deferred[None] | None = None
         self._why = ""
         self._life: Life[Summary] = Life(
@@ -146,6 +148,13 @@ class Finisher:
         Cancelling it only stops waiting.
         """
         return self._life.wait()
+
+    def assume_complete(self) -> None:
+        """Ask nobody: that the destination is complete was seen in another way.
+
+        To be called before L{run}, which then only records it.
+        """
+        self._assumed = True
 
     def stop(self, why: str = "stopped") -> None:
         """Leave it unfinished; another run may finish it."""
@@ -194,6 +203,9 @@ class Finisher:
         """
         delay = _FIRST_DELAY
         record = self._source.record
+        if self._assumed:
+            await self._in_thread(self._source.sync)
+            return True
         if not record.side_export and not record.confirmed:
             _log.info(
                 "the copy at {destination} is whole and durable, and the source is retired; the "

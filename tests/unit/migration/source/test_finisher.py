@@ -289,6 +289,22 @@ class ReceiverTests(Case):
             self.assertEqual(b"x" * SIZE, disk.content)
 
 
+class AssumedTests(Case):
+    def test_an_end_that_was_seen_in_another_way_is_recorded_without_asking(self):
+        for told in (False, True):
+            self.finisher = made(
+                Finisher,
+                self.source(told),
+                Destination(self.endpoint),
+                reactor=self.clock,
+                in_thread=synchronous,
+            )
+            self.finisher.assume_complete()
+            self.outcome = self.finisher.run()
+            self.done(seen=True)
+            self.assertEqual([], self.script.connections)
+
+
 class OrderTests(Case):
     def test_retired_is_announced_before_the_disconnect_and_checked_after_it(self):
         self.system.note = self.script.events.append

@@ -255,6 +255,10 @@ class GoneTests(Case):
         other = Destination(self.network.client_endpoint("there"), uri="nbd://other/")
         self.refused("send to", "to finish it", destination=other)
 
+    def test_what_was_moved_through_ssh_is_finished_so(self):
+        self.retired(destination=Location("there", "/copy", "ssh://there/copy"))
+        self.refused("`blockmig move` it to ssh://there/copy to finish it")
+
     def test_another_file_in_its_place_is_refused(self):
         self.retired(identity="inode 1, born 1")
         self.write_source()

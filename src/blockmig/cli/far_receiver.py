@@ -1,0 +1,432 @@
+"""The receiver at the other end of a `move`: `blockmig receive`, started there by the user's ssh.
+
+Owns the ssh process, the private directories at both ends, and the judgement of why a receiver has
+ended. NBD connections go through UNIX sockets that ssh forwards: any number of them, each a channel
+of its own, and none of them an own ssh.
+
+Rules:
+
+* it is the user's ssh, with its configuration, agent and host keys, and may ask for a passphrase on
+  the terminal. Only what would break a move is set: no connection that others share carries it
+  (ControlMaster), since that outlives it; and a host that has gone is noticed within a minute;
+* both sockets are in directories of mode 0700 that nobody else uses. (That of the receiver is
+  made by the shell there, since C{--remote-command 'sudo blockmig'} is another user: the socket
+  itself may be used by whoever gets into the directory.)
+* the secret goes by standard input, which then stays open: when it closes, in whichever way, the
+  receiver ends as by SIGTERM. No argument, log line or record has the secret (design, section 2:
+  R10);
+* ssh does not get the terminal's SIGINT: what a Ctrl-C does to the two sides is decided here;
+* a receiver that has refused, or has failed for a reason of its own, is not started again. One
+  whose ssh has died, or that was killed, is started again when somebody next connects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint
+from twisted.internet.error import ProcessDone
+from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..errors import AlreadyDone, ExitStatus, GaveUp, LocalFailure, MigrationError, Refused
+from ..lives import OneShot
+from .remote_place import RemotePlace
+from .values import printable
+
+_log = Logger()
+
+_SSH_OPTIONS: Final = (
+    *("-T", "-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "RemoteCommand=none"),
+    *("-o", "StreamLocalBindUnlink=yes"),  # of the ssh before
+    *("-o", "ExitOnForwardFailure=no"),  # of forwards in the configuration, which others may have
+    *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"),
+)
+_WITHOUT_SIGNALS: Final = 'trap "" INT QUIT; exec "$@"'
+"""An ignored signal stays so in the program that is executed, and ssh keeps to that."""
+
+_NO_DIRECTORY: Final = 72
+"""The shell's status where the private directory could not be made."""
+_SSH_FAILED: Final = 255
+_NOT_FOUND: Final = (126, 127)
+_NOT_FORWARDED: Final = ": open failed: "
+_PERMANENT: Final = {
+    ExitStatus.REFUSED: Refused,
+    ExitStatus.FAILED: LocalFailure,
+    ExitStatus.GAVE_UP: GaveUp,
+}
+_TOO_OLD: Final = ("not recognized", "unknown command")
+_LONGEST_LINE: Final = 65536
+_LONGEST_PLACE: Final = 64
+
+_GRACE: Final = 5.0
+"""Seconds in which a receiver whose migration is complete ends by itself."""
+_END_TIMEOUT: Final = 10.0
+_KILL_TIMEOUT: Final = 2.0
+_PIPES_TIMEOUT: Final = 1.0
+
+
+class FarFailed(Exception):
+    """There is no receiver now, which another try may mend; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a receiver, or its ssh, has ended.
+
+    @ivar error: what that means: a L{MigrationError} where another try would end in the same way,
+        L{AlreadyDone} where the migration is complete there; None where it has just completed it.
+    @ivar said: the receiver's own last word; "" where it had none.
+    """
+
+    error: MigrationError | FarFailed | None
+    said: str = ""
+
+
+class _Session(ProcessProtocol):
+    """One ssh process.
+
+    @param secret: for the receiver's standard input.
+    @param not_forwarded: called when a connection did not get through, with why.
+    @ivar listening: fires when the receiver listens; fails with what L{Ending} says, if it has
+        ended before.
+    @ivar ended: fires with the L{Ending}.
+    """
+
+    transport: Any
+
+    def __init__(
+        self, reactor: Any, host: str, secret: bytes, not_forwarded: Callable[[str], None]
+    ) -> None:
+        self.listening: OneShot[None] = OneShot()
+        self.ended: OneShot[Ending] = OneShot()
+        self._reactor = reactor
+        self._host = host
+        self._secret = secret
+        self._buffer = b""
+        self._last_line = ""
+        self._final: dict[str, Any] = {}
+        self._not_forwarded = not_forwarded
+        self._waiting: Any = None
+        self._is_to_end = False
+
+    def connectionMade(self) -> None:
+        self.transport.write(self._secret + b"\n")
+
+    def close_input(self) -> None:
+        """Have the receiver end; of what it says only its last word is told any more."""
+        self._is_to_end = True
+        self.transport.closeStdin()
+
+    def signal(self, name: str) -> None:
+        """Send ssh a signal."""
+        with contextlib.suppress(Exception):  # it has ended, or was never started
+            self.transport.signalProcess(name)
+
+    def outReceived(self, data: bytes) -> None:
+        pass  # what a login shell's start-up files print
+
+    def errReceived(self, data: bytes) -> None:
+        *lines, rest = (self._buffer + data).split(b"\n")
+        self._buffer = rest[-_LONGEST_LINE:]
+        for line in lines:
+            self._line(line.decode(errors="replace").strip())
+
+    def _line(self, line: str) -> None:
+        if not line or self.ended.is_known:
+            return
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            self._event(event)
+            return
+        if _NOT_FORWARDED in line:
+            self._not_forwarded(
+                f"{self._host}: its sshd does not lead to the receiver's socket; does it forward "
+                f"UNIX sockets (AllowStreamLocalForwarding)? ({printable(line)})"
+            )
+        self._last_line = printable(line)
+        _log.debug("{host}: {line}", event="ssh", host=self._host, line=self._last_line)
+
+    def _event(self, event: dict[str, Any]) -> None:
+        name, message = event["event"], printable(event.get("message", ""))
+        if name == "listening":
+            self.listening.resolve(None)
+        if name in ("error", "already-done", "complete"):
+            self._final = event
+            return
+        serious = event.get("level") in ("warn", "error", "critical") and not self._is_to_end
+        tell = _log.warn if serious else _log.debug
+        tell("{host}: {message}", event="far", host=self._host, message=message)
+
+    def processExited(self, reason: Failure) -> None:
+        # Who has inherited the pipes, such as a proxy command, may keep them open for ever.
+        self._waiting = self._reactor.callLater(_PIPES_TIMEOUT, self._end, reason)
+
+    def processEnded(self, reason: Failure) -> None:
+        if self._waiting is not None and self._waiting.active():
+            self._waiting.cancel()
+        self._end(reason)
+
+    def _end(self, reason: Failure) -> None:
+        if self.ended.is_known:
+            return
+        self.errReceived(b"\n")
+        ending = Ending(self._error(reason), printable(self._final.get("message", "")))
+        why = ending.error or FarFailed(f"{self._host}: its receiver is complete")
+        self.ended.resolve(ending)
+        self.listening.resolve(Failure(why))
+
+    def _error(self, reason: Any) -> MigrationError | FarFailed | None:
+        host, line = self._host, self._last_line
+        name, said = self._final.get("event", ""), printable(self._final.get("message", ""))
+        status = 0 if reason.check(ProcessDone) else reason.value.exitCode
+        if status is None:
+            number = reason.value.signal
+            return FarFailed(f"{host}: ssh was killed by {signal.Signals(number).name}")
+        if status == ExitStatus.DONE and name == "complete":
+            return None
+        if status == ExitStatus.DONE and name == "already-done":
+            return AlreadyDone(f"{host}: {said}")
+        if status == _SSH_FAILED:
+            return FarFailed(f"{host}: ssh failed: {line or 'it does not say why'}")
+        if status in _NOT_FOUND:
+            return Refused(
+                f"{host}: {line or 'command not found'}: is blockmig installed there? "
+                "--remote-command says what it is called"
+            )
+        if status == _NO_DIRECTORY:
+            return Refused(f"{host}: a directory for the sockets cannot be made: {line}")
+        if status in _PERMANENT and name == "error":
+            return _PERMANENT[ExitStatus(status)](f"{host}: {said}")
+        if status == ExitStatus.REFUSED:
+            why = line.removeprefix("blockmig: ") or "it does not say why"
+            if any(words in why for words in _TOO_OLD):
+                return Refused(f"{host}: the blockmig there is too old for `move` ({why})")
+            return Refused(f"{host}: {why}")
+        what = said or line or "it does not say why"
+        return FarFailed(f"{host}: its receiver ended with status {status}: {what}")
+
+
+class FarReceiver:
+    """Starts the receiver when somebody connects, and again after its ssh has died.
+
+    @param ssh: the words of the ssh command.
+    @param arguments: of the receiver, all but where it listens.
+    @param name: of the directory for the socket here; the same whenever this migration is run, so
+        that nothing is left behind by one that was killed.
+    @param on_end: called when a receiver has ended that nobody starts again.
+    @ivar listened: whether a receiver ever listened.
+    @ivar verdict: why no receiver is started any more; None as long as one may be.
+    @ivar last_failure: why the last try to start one, or to reach it, failed; "" if none did.
+    @ivar when_listening: fires when the first receiver listens.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        place: RemotePlace,
+        *,
+        ssh: Sequence[str],
+        command: str,
+        arguments: Callable[[], Sequence[str]],
+        secret: bytes,
+        name: str,
+        on_end: Callable[[MigrationError], None],
+    ) -> None:
+        self.listened = False
+        self.verdict: MigrationError | None = None
+        self.last_failure = ""
+        self.when_listening: OneShot[None] = OneShot()
+        self._reactor = reactor
+        self._place = place
+        self._ssh = ssh
+        self._command = command
+        self._arguments = arguments
+        self._secret = secret
+        self._name = name
+        self._on_end = on_end
+        self._directory = ""
+        self._session: _Session | None = None
+        self._closing = False
+
+    async def socket(self) -> str:
+        """The local socket that leads to the receiver, once that listens.
+
+        @raise FarFailed: there is none, and there may be one later.
+        @raise MigrationError: there will be none.
+        """
+        if self.verdict is not None:
+            raise self.verdict
+        session = self._session
+        if session is None or session.ended.is_known:
+            session = self._start()
+        await session.listening.wait()
+        return self._socket
+
+    async def ended(self) -> None:
+        """Return when the receiver that is there now has ended."""
+        if self._session is not None:
+            await self._session.ended.wait()
+
+    @property
+    def _socket(self) -> str:
+        return os.path.join(self._directory, "nbd")
+
+    def _start(self) -> _Session:
+        if self._closing:
+            raise FarFailed(f"{self._place.host}: the receiver is being stopped")
+        if shutil.which(self._ssh[0]) is None:
+            self.verdict = Refused(
+                f"{self._ssh[0]}: command not found; --ssh says what it is called"
+            )
+            self._on_end(self.verdict)
+            raise self.verdict
+        if not self._directory:
+            self._directory = _private_directory(self._name)
+        self._session = session = _Session(
+            self._reactor, self._place.host, self._secret, self._not_forwarded
+        )
+        session.listening.wait().addCallbacks(self._listening, lambda _: None)
+        session.ended.wait().addCallback(self._ended)
+        words = ["/bin/sh", "-c", _WITHOUT_SIGNALS, "sh", *self._ssh_words()]
+        self._reactor.spawnProcess(session, words[0], words, env=None)
+        return session
+
+    def _ssh_words(self) -> list[str]:
+        far = f"/tmp/blockmig-{secrets.token_hex(8)}"
+        forward = f"{self._socket}:{far}/nbd"
+        script = remote_script(self._command, self._arguments(), far)
+        return [
+            *(*self._ssh, *_SSH_OPTIONS, "-L", forward, "--", self._place.ssh_host),
+            f"sh -c {shlex.quote(script)}",
+        ]
+
+    def _listening(self, _: None) -> None:
+        self.listened = True
+        self.last_failure = ""
+        self.when_listening.resolve(None)
+
+    def _not_forwarded(self, why: str) -> None:
+        self.last_failure = why
+        _log.debug("{why}", event="not-forwarded", why=why)
+
+    def _ended(self, ending: Ending) -> None:
+        error = ending.error
+        if self._closing:
+            return
+        if isinstance(error, FarFailed):
+            self.last_failure = str(error)
+            _log.debug("{why}", event="far-ended", why=str(error))
+        elif error is not None and self.verdict is None:
+            self.verdict = error
+            self._on_end(error)
+
+    async def close(self, complete: bool) -> Ending | None:
+        """End the receiver, if there is one; its last word, or None if it is not known.
+
+        @param complete: its migration is complete, and it ends by itself.
+        """
+        self._closing = True
+        session = self._session
+        if session is not None:
+            if complete:
+                await self._ends(session, _GRACE)
+            if not session.ended.is_known:
+                session.close_input()
+                if not await self._ends(session, _END_TIMEOUT):
+                    for name in ("TERM", "KILL"):
+                        session.signal(name)
+                        if await self._ends(session, _KILL_TIMEOUT):
+                            break
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+        ending = session.ended.result if session is not None else None
+        return ending if isinstance(ending, Ending) else None
+
+    async def _ends(self, session: _Session, seconds: float) -> bool:
+        """Wait so long for its end; whether it came."""
+        waiting = session.ended.wait()
+        timeout = deferLater(self._reactor, seconds, waiting.cancel)
+        with contextlib.suppress(CancelledError):
+            await waiting
+        timeout.addErrback(lambda _: None).cancel()
+        return session.ended.is_known
+
+
+@implementer(IStreamClientEndpoint)
+class FarEndpoint:
+    """Connects to the receiver, which is started if need be."""
+
+    def __init__(self, reactor: Any, far: FarReceiver) -> None:
+        self._reactor = reactor
+        self._far = far
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        return Deferred.fromCoroutine(self._connect(protocolFactory))
+
+    async def _connect(self, factory: IProtocolFactory) -> IProtocol:
+        path = await self._far.socket()
+        connected: IProtocol = await UNIXClientEndpoint(self._reactor, path).connect(factory)
+        return connected
+
+
+def remote_script(command: str, arguments: Sequence[str], directory: str) -> str:
+    """What the shell does at the other end: run the receiver beside a private directory.
+
+    @param command: what blockmig is called there; words of that shell.
+    @param directory: for the receiver's socket; has no character that a shell minds.
+    """
+    listen = f"unix:{directory}/nbd:mode=666"
+    receive = " ".join(map(shlex.quote, ["receive", f"--listen={listen}", *arguments]))
+    return (
+        f"mkdir -m 700 {directory} || exit {_NO_DIRECTORY}; {command} {receive}; status=$?; "
+        f"rm -rf {directory}; exit $status"
+    )
+
+
+def _private_directory(name: str) -> str:
+    """A directory that only we can use, with a path that ssh can take apart.
+
+    It is the one that an earlier process of that name has left behind, if there is one.
+    """
+    place = tempfile.gettempdir()
+    if ":" in place or len(os.fsencode(place)) > _LONGEST_PLACE:
+        place = "/tmp"
+    path = os.path.join(place, f"blockmig-{os.geteuid()}-{name}")
+    try:
+        os.mkdir(path, 0o700)
+    except OSError:
+        status = os.lstat(path) if os.path.lexists(path) else None
+        if status is None or not _is_private(status):
+            return tempfile.mkdtemp(prefix="blockmig-", dir=place)
+        for left in os.listdir(path):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(path, left))
+    return path
+
+
+def _is_private(status: os.stat_result) -> bool:
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.geteuid()
+        and not stat.S_IMODE(status.st_mode) & 0o077
+    )
