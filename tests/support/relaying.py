@@ -27,7 +27,7 @@ from blockmig.storage import FileDisk
 from blockmig.transport import (
     client_endpoint,
     listen,
-    listening_uri,
+    listening_uris,
     server_endpoint,
 )
 
@@ -50,7 +50,7 @@ async def main(path: str, socket: str, target: str, *options: str) -> None:
     server = Server(disk, max_connections=int(named.get("max_connections", "0")))
     for where in ("tcp:0:interface=127.0.0.1", f"unix:{socket}"):
         port = await listen(reactor, server_endpoint(reactor, where), server.factory(), where)
-        say("listening", uri=listening_uri(port, "")[0])
+        say("listening", uri=listening_uris(port, "")[0][0])
     uri = parse_uri(target)
 
     def hold() -> None:

@@ -216,13 +216,20 @@ def _to_output() -> Iterator[None]:
 
 def _discard_output() -> None:
     """Let the rest of what is printed, and what is buffered, go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _lead_nowhere(sys.stdout)
+
+
+def _lead_nowhere(stream: Any) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def complain(what: object) -> None:
     """Print on stderr what is wrong; where nobody reads that, the exit status has to do."""
-    with contextlib.suppress(OSError):
-        print(f"blockmig: {in_options(str(what))}", file=sys.stderr)
+    try:
+        print(f"blockmig: {in_options(str(what))}", file=sys.stderr, flush=True)
+    except OSError:
+        # What is buffered would fail again when the interpreter ends, and set the exit status.
+        _lead_nowhere(sys.stderr)
 
 
 def display(name: str, help_text: Callable[[], str]) -> NoReturn:

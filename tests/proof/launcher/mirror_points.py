@@ -62,7 +62,8 @@ class MirrorPoints(Points):
                 self._notify("broken")
 
         self._break = lambda: reactor.callFromThread(Deferred.fromCoroutine, end())
-        send, hold, release = PreCopy._send_pass, PreCopy._hold, PreCopy._release
+        send, release = PreCopy._send_pass, PreCopy._release
+        begin_hold, quiescent_hold = PreCopy._begin_hold, PreCopy._quiescent_hold
 
         async def _send_pass(passes: PreCopy, attempt: Any) -> None:
             if passes.phase != MirrorPhase.HOLDING:
@@ -70,10 +71,15 @@ class MirrorPoints(Points):
             with self.around("a pass"):
                 await send(passes, attempt)
 
-        async def _hold(passes: PreCopy, attempt: Any) -> None:
+        def _begin_hold(passes: PreCopy) -> None:
             self._stage = "hold: "
+            begin_hold(passes)
+
+        async def _quiescent_hold(passes: PreCopy, attempt: Any) -> int:
+            if passes.phase != MirrorPhase.HOLDING:
+                return await quiescent_hold(passes, attempt)
             with self.around("the hold begins"):
-                await hold(passes, attempt)
+                return await quiescent_hold(passes, attempt)
 
         def _release(passes: PreCopy) -> None:
             if passes.phase != MirrorPhase.COPYING:
@@ -81,4 +87,5 @@ class MirrorPoints(Points):
             release(passes)
 
         patched: Any = PreCopy
-        patched._send_pass, patched._hold, patched._release = _send_pass, _hold, _release
+        patched._send_pass, patched._release = _send_pass, _release
+        patched._begin_hold, patched._quiescent_hold = _begin_hold, _quiescent_hold
