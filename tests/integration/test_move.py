@@ -438,6 +438,25 @@ def test_what_dies_as_soon_as_the_source_is_retired_is_finished(
     assert json.loads(Path(mark).read_text())["confirmed"]
 
 
+def test_one_that_is_killed_when_all_is_done_leaves_nothing_to_the_next(
+    server: SSHServer, room: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = room / "tmp"
+    places.mkdir()
+    monkeypatch.setenv("TMPDIR", str(places))
+    move = server.move(source, room / "copy")
+    until(lambda: list(places.iterdir()))
+    (left,) = places.iterdir()
+    assert move.wait() == 0, move.stderr
+    assert not left.exists()
+    # As if it had died before it removed that.
+    left.mkdir(mode=0o700)
+    (left / "nbd").touch()
+    again = server.move(source, room / "copy")
+    assert again.wait() == 0, again.stderr
+    assert not list(places.iterdir())
+
+
 # A disk that is served.
 
 

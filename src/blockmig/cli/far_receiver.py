@@ -362,6 +362,12 @@ class FarReceiver:
         ending = session.ended.result if session is not None else None
         return ending if isinstance(ending, Ending) else None
 
+    def remove_left_behind(self) -> None:
+        """Remove the directory of an earlier process that was killed when it had completed."""
+        path = _directory_of(self._name)
+        if _is_private(path):
+            shutil.rmtree(path, ignore_errors=True)
+
     async def _ends(self, session: _Session, seconds: float) -> bool:
         """Wait so long for its end; whether it came."""
         waiting = session.ended.wait()
@@ -403,28 +409,39 @@ def remote_script(command: str, arguments: Sequence[str], directory: str) -> str
     )
 
 
+def _directory_of(name: str) -> str:
+    """Where the socket here is, with a path that ssh can take apart."""
+    return os.path.join(_place_of_directories(), f"blockmig-{os.geteuid()}-{name}")
+
+
+def _place_of_directories() -> str:
+    place = tempfile.gettempdir()
+    return "/tmp" if ":" in place or len(os.fsencode(place)) > _LONGEST_PLACE else place
+
+
 def _private_directory(name: str) -> str:
-    """A directory that only we can use, with a path that ssh can take apart.
+    """A directory that only we can use.
 
     It is the one that an earlier process of that name has left behind, if there is one.
     """
-    place = tempfile.gettempdir()
-    if ":" in place or len(os.fsencode(place)) > _LONGEST_PLACE:
-        place = "/tmp"
-    path = os.path.join(place, f"blockmig-{os.geteuid()}-{name}")
+    path = _directory_of(name)
     try:
         os.mkdir(path, 0o700)
     except OSError:
-        status = os.lstat(path) if os.path.lexists(path) else None
-        if status is None or not _is_private(status):
-            return tempfile.mkdtemp(prefix="blockmig-", dir=place)
+        if not _is_private(path):
+            return tempfile.mkdtemp(prefix="blockmig-", dir=_place_of_directories())
         for left in os.listdir(path):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(path, left))
     return path
 
 
-def _is_private(status: os.stat_result) -> bool:
+def _is_private(path: str) -> bool:
+    """Whether that is a directory that nobody but us can use."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
     return (
         stat.S_ISDIR(status.st_mode)
         and status.st_uid == os.geteuid()

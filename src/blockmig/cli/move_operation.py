@@ -110,6 +110,8 @@ class MoveOperation:
         completed = isinstance(there, AlreadyDone) or (ending is not None and ending.error is None)
         if completed and isinstance(error, Unconfirmed):
             return await self._confirm()
+        if isinstance(error, AlreadyDone):
+            far.remove_left_behind()
         if isinstance(error, AlreadyDone | Unconfirmed):
             raise error
         if isinstance(there, AlreadyDone):

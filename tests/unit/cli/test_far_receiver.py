@@ -346,6 +346,18 @@ class CloseTests(Case):
         self.assertNotEqual(directory, other)
         self.assertEqual(0o700, os.stat(other).st_mode & 0o777)
 
+    def test_what_one_has_left_behind_that_was_killed_at_its_end_is_removed(self):
+        connecting = self.connecting()
+        self.process.event("listening")
+        directory = os.path.dirname(self.successResultOf(connecting))
+        os.chmod(directory, 0o755)
+        self.made("sh").remove_left_behind()
+        self.assertTrue(os.path.exists(directory))  # others can use it: it is not ours
+        os.chmod(directory, 0o700)
+        self.made("sh").remove_left_behind()
+        self.assertFalse(os.path.exists(directory))
+        self.made("sh").remove_left_behind()
+
     def test_nothing_is_started_any_more(self):
         self.successResultOf(self.closing())
         self.failureResultOf(self.connecting(), FarFailed)
