@@ -205,10 +205,12 @@ class SourceRecord:
 
     @property
     def _with(self) -> str:
-        """What another migration needs, because of what was finished here."""
+        """What another migration needs, because of what was finished here; or because a destination
+        without an address is not told from another one."""
         if self._went is not None:
             return ", with overwrite=True and a new id=…,"
-        return ", with a new id=…," if self._is_second else ""
+        unnamed = not self.record.destination.address
+        return ", with a new id=…," if self._is_second or unnamed else ""
 
     @property
     def receiver(self) -> Location | None:

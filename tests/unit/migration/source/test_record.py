@@ -33,12 +33,11 @@ class Case(SynchronousTestCase):
         self.records = Records(self.directory + "/disk")
 
     def make(self, found=None, records="", **keywords):
-        keywords = {"identity": "inode 5, born 6", **keywords}
+        keywords = {"identity": "inode 5, born 6", "destination": URI, **keywords}
         return SourceRecord(
             self.records if records == "" else records,
             found or SourceState(),
             disk="/disk",
-            destination=URI,
             size=5000,
             **keywords,
         )
@@ -490,6 +489,15 @@ class LaterTests(Case):
         another = self.marked(unlink=True)
         self.assertIn("elsewhere, with a new id=…,", another.goes_on)
         self.assertRaises(Refused, source_state, *about, size=5000)
+        self.assertIsNone(source_state(*about, size=5000, id="new").record)
+
+    def test_a_destination_without_an_address_is_any_one(self):
+        """The same command goes on with this migration wherever it leads to."""
+        plain = self.make(destination="")
+        plain.copying(1, Location("there", "/copy"), True)
+        self.assertIn("elsewhere, with a new id=…,", plain.goes_on)
+        about = self.records, plain.record.identity, ""
+        self.assertEqual(plain.record.id, source_state(*about, size=5000).record.id)
         self.assertIsNone(source_state(*about, size=5000, id="new").record)
 
     def test_what_was_received_is_named_when_it_goes_on(self):
