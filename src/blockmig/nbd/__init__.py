@@ -46,6 +46,7 @@ from .handshake import (
 from .rules import changes_the_disk, check_request, describe_refusal
 from .side_exports import (
     HANDOFF_EXPORT,
+    SCRATCH_EXPORT,
     SERVED_EXPORT,
     handoff_export_name,
     served_export_name,
@@ -79,6 +80,7 @@ __all__ = [
     "REQUEST",
     "REQUEST_MAGIC",
     "REQUEST_SIZE",
+    "SCRATCH_EXPORT",
     "SERVED_EXPORT",
     "SIMPLE_REPLY",
     "SIMPLE_REPLY_MAGIC",

@@ -1,7 +1,9 @@
 """Side exports: what our own two ends add to plain NBD, by additional export names only.
 
 For an export NAME a receiver also lists NAME.handoff, and a server NAME.served. Any client can read
-them; with a peer that does not know them plain NBD is spoken.
+them; with a peer that does not know them plain NBD is spoken. A receiver's NAME.scratch is listed
+nowhere: whoever may have it knows of it from NAME.handoff, and for others it would only be one that
+they cannot open.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ HANDOFF_EXPORT: Final = ".handoff"
 
 SERVED_EXPORT: Final = ".served"
 """The suffix of a server's side export."""
+
+SCRATCH_EXPORT: Final = ".scratch"
+"""The suffix of a receiver's export that stores nothing."""
 
 
 def _side_export_name(export: str, ending: str) -> str | None:

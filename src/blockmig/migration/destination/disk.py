@@ -18,7 +18,8 @@ from typing import Any
 
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
-from ...storage import find_data, is_device_identity, path_of
+from ...storage import Room, find_data, is_device_identity, path_of, room_of
+from ...syscalls import SYSTEM, SystemCalls
 from ..records.files import Location, Record, Records, this_host
 
 
@@ -110,6 +111,13 @@ class DestinationDisk:
                 "to do); overwrite=True overwrites it"
             )
         self._checked_version = version
+
+    def room(self, system: SystemCalls = SYSTEM) -> Room | None:
+        """I{Slow.} The room that there is for it; None where nobody can tell.
+
+        @raise OSError: that failed.
+        """
+        return room_of(self.disk, system)
 
     def check_path(self) -> None:
         """I{Slow.} Check that its name still leads to what was opened, and that the size is the

@@ -9,6 +9,7 @@ Rules (design, section 3, "side exports"):
 * a read returns how the migration stands; during the last flush it is answered only after that;
 * a message is written in one request, and acted on before it is acknowledged;
 * what arrives late from an earlier attempt's conversation is void;
+* a message that only checks is answered in any state, and changes none (`checks`);
 * what is refused is logged: who, from where, what and why; once for each connection and phase,
   and in 100 lines a minute at most.
 """
@@ -24,8 +25,10 @@ from zope.interface import implementer
 
 from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
 from ...server import Clients, IExportHandler, ServerConnection
+from ..handoff.findings import Findings
 from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
 from ..identity import make_nonce
+from .checks import Checks
 from .errnos import EventualErrno
 from .message_handler import SentMessage
 from .migration import IncomingMigration
@@ -42,6 +45,7 @@ class _MessageDisk:
     @ivar nonce: what a proof must contain that is given here.
     @ivar accepted: the message that was last accepted here.
     @ivar another: the last message here is none of the migration that the receiver was started for.
+    @ivar check: the last message here, if it only checks and was accepted, with what was found.
     """
 
     name = "the side export"
@@ -52,13 +56,15 @@ class _MessageDisk:
         self.nonce = make_nonce()
         self.accepted: HandoffMessage | None = None
         self.another = False
+        self.check: tuple[HandoffMessage, Findings] | None = None
         self._migration = migration
 
     def fileno(self) -> None: ...
 
     def read(self, offset: int, length: int) -> bytes:
-        message = self._migration.report.message(self.nonce, self.accepted)
-        message = replace(message, another=self.another)
+        answered, findings = self.check or (self.accepted, None)
+        message = self._migration.report.message(self.nonce, answered)
+        message = replace(message, another=self.another, findings=findings)
         return message.encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
@@ -74,11 +80,15 @@ class HandoffExportFactory:
     @param migration: the migration that it reports.
     @param name: of the main export.
     @param clients: all connections of the receiver.
+    @param checks: answers those who only check.
     @ivar export: what is offered.
     """
 
-    def __init__(self, migration: IncomingMigration, name: str, clients: Clients) -> None:
+    def __init__(
+        self, migration: IncomingMigration, name: str, clients: Clients, checks: Checks
+    ) -> None:
         self.migration = migration
+        self.checks = checks
         self.export = Export(
             name + HANDOFF_EXPORT, MESSAGE_SIZE, TransmissionFlag.HAS_FLAGS, allocation=False
         )
@@ -165,11 +175,14 @@ class HandoffExport:
             message = HandoffMessage(HandoffPhase.NONE)
         answer: EventualErrno
         sent = SentMessage(message, connection, self.disk.nonce)
-        self.disk.another = False
+        self.disk.another, self.disk.check = False, None
+        self._factory.checks.gone(connection)
         if message.migration in self._void:
             answer = self._migration.refuse(sent, "its sender has claimed it elsewhere meanwhile")
         elif not message.is_from_sender:
             answer = self._migration.refuse(sent, "it is not a sender's message", Errno.EINVAL)
+        elif message.phase == HandoffPhase.CHECKING:
+            answer = self._check(sent)
         else:
             self.disk.another = bool(self._migration.claims.why_not(message, sent.nonce))
             answer = self._migration.ending_errno or self._migration.machine.take_message(sent)
@@ -181,6 +194,18 @@ class HandoffExport:
             if isinstance(answer, Errno)
             else answer.addCallback(_acknowledged)
         )
+
+    def _check(self, sent: SentMessage) -> EventualErrno:
+        """Answer a message that only checks."""
+        if why := self._migration.claims.why_not(sent.message, sent.nonce):
+            self.disk.another = True
+            return self._migration.refuse(sent, why)
+
+        def found(findings: Findings) -> Errno:
+            self.disk.check = sent.message, findings
+            return Errno.OK
+
+        return self._factory.checks.answer(sent.connection, sent.message).addCallback(found)
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
@@ -220,6 +245,7 @@ class HandoffExport:
     def gone(self, connection: ServerConnection) -> None:
         """Its claim may stand for a while (L{StandingClaims})."""
         self._migration.claims.gone(connection)
+        self._factory.checks.gone(connection)
 
 
 def _acknowledged(answer: Errno) -> Deferred[None]:

@@ -31,6 +31,7 @@ from ..policy import NO_OVERRIDES, Overrides
 from ..records.files import Record, records_of
 from ..records.permitted import destination_record, may_overwrite
 from ..records.verdict import check_data
+from .checks import Checks
 from .claims import StandingClaims
 from .connections import ReceiverFactory
 from .disk import DestinationDisk, location_of
@@ -40,6 +41,7 @@ from .migration import IncomingMigration
 from .outcome import Outcome
 from .progress_timer import ProgressTimer
 from .record import DestinationRecord
+from .scratch import ScratchExport
 
 _log = Logger()
 
@@ -145,11 +147,15 @@ class Receiver:
     ) -> ConnectionSettings:
         """What its connections have in common."""
         main = MigrationExport(self._migration, self._export, self._clients.prove)
-        handoff = HandoffExportFactory(self._migration, self._export, self._clients)
+        checks = Checks(self._migration, self._runtime)
+        handoff = HandoffExportFactory(self._migration, self._export, self._clients, checks)
+        scratch = ScratchExport(self._export, self._migration, checks, self._runtime.reactor)
 
-        def lookup(name: str) -> MigrationExport | HandoffExport | None:
+        def lookup(name: str) -> MigrationExport | HandoffExport | ScratchExport | None:
             if name == handoff.export.name:
                 return handoff.handler()
+            if name == scratch.export.name:
+                return scratch
             return main if name == main.export.name else None
 
         return ConnectionSettings(
@@ -159,6 +165,7 @@ class Receiver:
             oldstyle=main if oldstyle else None,
             handshake_timeout=handshake_timeout,
             idle_timeout=idle_timeout,
+            refusal=lambda name: scratch.refusal() if name == scratch.export.name else "",
         )
 
     @property

@@ -30,6 +30,7 @@ from twisted.internet.defer import Deferred, DeferredLock, succeed
 
 from ...runtime import InThread
 from ...server import ServerConnection
+from ...syscalls import describe_error
 from ..handoff.message import HandoffMessage
 from ..records.aside import set_aside
 from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
@@ -114,6 +115,17 @@ class DestinationRecord:
     def claim(self, message: HandoffMessage) -> None:
         """The connection that a message names belongs to its migration."""
         self._claim = _Claim(message.migration, int(message.cookie, 16))
+
+    def why_unrecorded(self) -> str:
+        """I{Slow.} Why nothing can be recorded beside the disk now; "" where it can, or need
+        not."""
+        if self._records is None:
+            return ""
+        try:
+            self._records.check_writable()
+        except OSError as error:
+            return describe_error(error)
+        return ""
 
     # Writes. Each Deferred fires once the write is durable.
 

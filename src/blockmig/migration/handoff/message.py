@@ -7,7 +7,8 @@ sends the receiver one, and the reply is the acknowledgement (design, section 3,
 The sender's messages, in order: C{copying} (an attempt of this migration begins; its connection is
 the one whose first request has this cookie), C{copied} (asks whether this migration's copy is whole
 and durable there, and recorded as such), C{retired} (the source is retired; the receiver records
-it).
+it). C{checking} comes before all of them, or alone: it asks only what a migration would find
+(L{Findings}); nothing follows from it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from ..identity import is_proof, prove
+from .findings import Findings, decode_findings, printable
 
 MESSAGE_SIZE: Final = 4096
 """Bytes of the side export."""
@@ -27,6 +29,7 @@ MESSAGE_SIZE: Final = 4096
 
 class HandoffPhase(StrEnum):
     NONE = "none"
+    CHECKING = "checking"
     COPYING = "copying"
     COPIED = "copied"
     RETIRED = "retired"
@@ -82,6 +85,8 @@ class HandoffMessage:
     @ivar sent_again: the source was retired before, and kept, and is sent once more (senders only).
     @ivar nonce: from a receiver, what a proof on this connection must contain.
     @ivar proof: that the writer has the secret of the migration (L{signed}).
+    @ivar findings: from a receiver, to a reader whose last message was C{checking}, and was
+        accepted: what it has found.
     """
 
     phase: HandoffPhase
@@ -102,6 +107,7 @@ class HandoffMessage:
     working: bool = False
     another: bool = False
     sent_again: bool = False
+    findings: Findings | None = None
 
     @property
     def is_from_sender(self) -> bool:
@@ -110,6 +116,8 @@ class HandoffMessage:
 
     def encode(self) -> bytes:
         content = {"blockmig": _VERSION, "export": _MARK, **asdict(self)}
+        if self.findings is None:
+            del content["findings"]
         while len(text := json.dumps(content).encode() + b"\n") > MESSAGE_SIZE:
             longest = max(_SHORTENED, key=lambda name: len(content[name]))
             if not content[longest]:
@@ -139,10 +147,16 @@ def decode_message(data: bytes) -> HandoffMessage:
         values["phase"] = HandoffPhase(str(values.get("phase")))
     except ValueError as error:
         raise BadMessage(str(error)) from None
+    found = values.pop("findings", None)
     for name, value in values.items():
         if type(value).__name__ != _TYPES[name]:
             raise BadMessage(f"{name} is {value!r}")
-    values = {name: _printable(value) for name, value in values.items()}
+    values = {name: printable(value) for name, value in values.items()}
+    if found is not None:
+        try:
+            values["findings"] = decode_findings(found)
+        except ValueError as error:
+            raise BadMessage(str(error)) from None
     message = HandoffMessage(**values)
     if message.migration and not any(
         form.fullmatch(message.migration) for form in (_UUID, _FINGERPRINT)
@@ -190,10 +204,3 @@ def _facts(message: HandoffMessage, nonce: str, writer: Writer) -> tuple[str | i
         message.id,
         message.place,
     )
-
-
-def _printable(value: Any) -> Any:
-    """Texts come from the peer, and end up in logs and on terminals."""
-    if type(value) is not str:
-        return value
-    return "".join(letter if letter.isprintable() else "?" for letter in value)

@@ -400,8 +400,9 @@ class Records:
             if error.errno not in _NO_NAMELESS:
                 raise
             path = self.name(Kind.INCOMPLETE) + _TEMPORARY
-            with contextlib.suppress(FileExistsError):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            # It is also the name of a record that is being written, which must not lose it.
+            with self._lock, contextlib.suppress(FileExistsError):
                 self._system.close(self._system.open(path, flags, 0o600))
                 self._system.unlink(path)
 

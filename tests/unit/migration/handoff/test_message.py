@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from blockmig.migration.handoff.findings import Findings
 from blockmig.migration.handoff.message import (
     MESSAGE_SIZE,
     BadMessage,
@@ -82,9 +83,37 @@ class HandoffMessageTests(SynchronousTestCase):
         self.assertTrue(text.endswith(b"}\n"))
         found = json.loads(text)
         self.assertEqual((1, "handoff"), (found["blockmig"], found["export"]))
-        self.assertEqual(
-            {"blockmig", "export", *(field.name for field in fields(HandoffMessage))}, set(found)
-        )
+        names = {field.name for field in fields(HandoffMessage)} - {"findings"}
+        self.assertEqual({"blockmig", "export", *names}, set(found))
+
+    def test_findings_are_a_part_of_it_if_there_are_any(self):
+        self.assertNotIn(b"findings", PAGE.encode())
+        found = Findings("1.2.3", True, "copying", "a host:/disk", "then", 2**63, 5000, "no room")
+        message = replace(PAGE, findings=found)
+        self.assertEqual(message, decode_message(message.encode()))
+
+    def test_findings_fit_into_the_longest_message(self):
+        for letter in "xä\U0001f600":
+            text = letter * 5000
+            found = Findings(text, True, text, text, text, 2**63, 2**63, text)
+            message = replace(PAGE, findings=found, host=text, disk=text, holder=text)
+            data = message.encode()
+            self.assertEqual(MESSAGE_SIZE, len(data))
+            self.assertEqual(found, decode_message(data).findings)
+            self.assertTrue(found.unrecorded.startswith(letter * 20))
+
+    def test_of_findings_what_is_not_known_is_ignored(self):
+        found = decode_message(self.changed(findings={"version": "9", "moon": "full"})).findings
+        self.assertEqual(Findings("9"), found)
+
+    def test_findings_of_another_form_are_no_message(self):
+        for found in (7, [], {}, {"version": 9}, {"version": "9", "told": 1}, "version"):
+            self.assertIn("findings", self.bad(self.changed(findings=found)))
+
+    def test_what_is_found_cannot_write_to_a_terminal(self):
+        found = {"version": "1\x1b[2J", "unrecorded": "a\nb"}
+        found = decode_message(self.changed(findings=found)).findings
+        self.assertEqual(("1?[2J", "a?b"), (found.version, found.unrecorded))
 
     @given(pages)
     def test_any_message_survives_a_round_trip(self, message):

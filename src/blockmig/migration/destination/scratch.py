@@ -1,0 +1,131 @@
+"""The scratch export NAME.scratch: what is written there is thrown away, to find out how fast that
+goes.
+
+Owns who uses it. Rules (design, section 2: R10; section 3, "side exports"):
+
+* nothing is stored, and no memory grows: what arrives is read into a buffer, and that is all;
+* it is for one connection at a time, which a check that was answered has named (`checks`), for some
+  seconds, and for as many bytes as it has. Whoever else writes there is hung up on;
+* it takes nothing from a migration: while an attempt goes on it is not offered, and whoever uses it
+  when one begins is hung up on;
+* it is listed nowhere, since most who open what is listed could not open it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.interfaces import IDelayedCall
+from zope.interface import implementer
+
+from ...nbd import SCRATCH_EXPORT, Command, Errno, Export, Request, TransmissionFlag
+from ...server import IExportHandler, ServerConnection
+from .checks import Checks
+from .migration import IncomingMigration
+
+SIZE: Final = 1 << 30
+"""Bytes that may be written."""
+
+LONGEST: Final = 5.0
+"""Seconds from the first request until the connection is closed."""
+
+_PAYLOAD: Final = 1 << 20
+
+
+class _NoDisk:
+    """What is behind it: only those methods of L{blockmig.interfaces.IDisk} that come to be
+    called."""
+
+    name = "the scratch export"
+    size = SIZE
+
+    def fileno(self) -> None: ...
+
+    def write(self, offset: int, data: Any) -> None: ...
+
+
+@implementer(IExportHandler)
+class ScratchExport:
+    """Handles the connections to one receiver's scratch export.
+
+    @param name: of the main export.
+    @param migration: what the receiver receives.
+    @param checks: those that stand.
+    @param reactor: the clock.
+    """
+
+    access = None
+    allows_fast_path = False
+    held = False
+
+    def __init__(
+        self, name: str, migration: IncomingMigration, checks: Checks, reactor: Any
+    ) -> None:
+        self.export = Export(
+            name + SCRATCH_EXPORT,
+            SIZE,
+            TransmissionFlag.HAS_FLAGS,
+            maximum_payload=_PAYLOAD,
+            allocation=False,
+        )
+        self.disk: Any = _NoDisk()
+        self._migration = migration
+        self._checks = checks
+        self._reactor = reactor
+        self._user: ServerConnection | None = None
+        self._left = 0
+        self._end: IDelayedCall | None = None
+
+    def refusal(self) -> str:
+        """Why nobody may have it now; "" where somebody may."""
+        if self._migration.attempt is not None:
+            return "a migration goes on here, from which nothing is to be taken"
+        if self._user is not None:
+            return "another check uses it, and there is one at a time"
+        if not self._checks.stand:
+            return "it is for those only whose check was accepted"
+        return ""
+
+    def admit(self, connection: ServerConnection, request: Request) -> Errno:
+        """Only writes, of whoever may; one that is not admitted is the last."""
+        if request.command != Command.WRITE:
+            return Errno.EINVAL
+        if self._user is None and self._checks.take(connection):
+            self._begin(connection)
+        self._left -= request.length
+        if self._user is connection and self._left >= 0 and self._migration.attempt is None:
+            return Errno.OK
+        connection.abort()
+        return Errno.EPERM
+
+    def _begin(self, connection: ServerConnection) -> None:
+        self._user, self._left = connection, SIZE
+        self._end = self._reactor.callLater(LONGEST, connection.abort)
+
+    def done(self, connection: ServerConnection, request: Request) -> None:
+        """It was thrown away."""
+
+    def failed(
+        self, connection: ServerConnection, request: Request, error: BaseException | None
+    ) -> None:
+        """There is nothing that could fail."""
+
+    def needs_flush(self, connection: ServerConnection) -> bool:
+        return False
+
+    def may_be_silent(self, connection: ServerConnection) -> bool:
+        return False
+
+    def progress(self, connection: ServerConnection) -> None:
+        """None is expected."""
+
+    def disconnected(self, connection: ServerConnection) -> None:
+        connection.close()
+
+    def gone(self, connection: ServerConnection) -> None:
+        """The next one may have it."""
+        if connection is not self._user:
+            return
+        self._user = None
+        if self._end is not None and self._end.active():
+            self._end.cancel()

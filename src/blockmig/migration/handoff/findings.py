@@ -1,0 +1,76 @@
+"""What a receiver tells who only checks whether a migration could begin: a part of its message.
+
+Owns the form: one JSON object, of which a reader takes what it knows. The texts are bounded, so
+that it fits into the message.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+LONGEST_TEXT: Final = 400
+"""Bytes of each text as JSON; of a longer one only the beginning is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a receiver has found when it was asked.
+
+    @ivar version: of its blockmig.
+    @ivar told: what follows is told. Otherwise the receiver was started with neither an id nor a
+        secret, so that nobody can prove to be its sender, and only the version is told.
+    @ivar state: what it does, in a word, as its status has it.
+    @ivar receiving: whose attempt goes on, in words; "" where none does.
+    @ivar time: its wall clock, as records have it.
+    @ivar room: bytes that are free for the disk, beside what it has already; -1 where nobody can
+        tell, or a device has its own.
+    @ivar allocated: bytes that the disk has already.
+    @ivar unrecorded: why no record can be made beside the disk; "" where one can.
+    """
+
+    version: str
+    told: bool = False
+    state: str = ""
+    receiving: str = ""
+    time: str = ""
+    room: int = -1
+    allocated: int = 0
+    unrecorded: str = ""
+
+    def __post_init__(self) -> None:
+        for name in _TEXTS:
+            object.__setattr__(self, name, _bounded(getattr(self, name)))
+
+
+_TYPES: Final = {field.name: str(field.type) for field in fields(Findings)}
+_TEXTS: Final = tuple(name for name, kind in _TYPES.items() if kind == "str")
+
+
+def _bounded(text: str) -> str:
+    while len(json.dumps(text)) > LONGEST_TEXT:
+        text = text[: len(text) * 3 // 4]
+    return text
+
+
+def decode_findings(parsed: Any) -> Findings:
+    """The findings that a JSON object has.
+
+    @raise ValueError: it has none.
+    """
+    if not isinstance(parsed, dict) or "version" not in parsed:
+        raise ValueError("the findings have no version")
+    values = {name: value for name, value in parsed.items() if name in _TYPES}
+    for name, value in values.items():
+        if type(value).__name__ != _TYPES[name]:
+            raise ValueError(f"the findings' {name} is {value!r}")
+    return Findings(**{name: printable(value) for name, value in values.items()})
+
+
+def printable(value: Any) -> Any:
+    """A value, without control characters: texts come from the peer, and end up in logs and on
+    terminals."""
+    if type(value) is not str:
+        return value
+    return "".join(letter if letter.isprintable() else "?" for letter in value)
