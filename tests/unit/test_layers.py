@@ -18,6 +18,7 @@ ARROWS = {
     "interfaces": "",
     "syscalls": "",
     "errors": "",
+    "units": "",
     "claims": "errors",
     "lives": "errors",
     "nbd": "",
@@ -54,7 +55,7 @@ ARROWS = {
     ),
     "control": "transport",
     "cli": (
-        "interfaces syscalls errors lives runtime nbd storage transport client server control "
+        "interfaces syscalls errors units lives runtime nbd storage transport client server control "
         "migration.policy migration.identity migration.in_use migration.records migration.source "
         "migration.destination migration.mirror"
     ),

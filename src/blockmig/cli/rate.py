@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..errors import ExitStatus
+from ..units import format_bytes
 from . import common, usage
 from .usage import Parameter
-from .values import format_bytes, integer_field, parse_rate, printable
+from .values import integer_field, parse_rate, printable
 
 
 class Options(usage.Options):

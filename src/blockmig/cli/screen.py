@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from .values import format_bytes, format_duration
+from ..units import format_bytes, format_duration
 
 _SHORTEST_BAR: Final = 10
 _LONGEST_BAR: Final = 60

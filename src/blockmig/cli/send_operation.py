@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from typing import Any, Final
 
 from ..client import Destination
-from ..errors import GaveUp, LocalFailure, Refused, Summary
+from ..errors import GaveUp, Summary
 from ..interfaces import IDisk
 from ..migration.identity import Identity
 from ..migration.in_use import refuse_in_use
 from ..migration.policy import Overrides, Patience
 from ..migration.source.finisher import Finisher
+from ..migration.source.image import refuse_image
 from ..migration.source.resume import Source
 from ..migration.source.sender import Sender
 from ..runtime import Runtime
-from ..storage import image_format
-from ..syscalls import describe_error
 from ..transport import client_endpoint
 from .logs import warn_of_again
 from .progress import Display
 from .send import SendingOptions
-
-_FORMAT_PROBE: Final = 4096
-"""Bytes at the start of a disk that tell the format of an image."""
 
 
 class SendOperation:
@@ -79,18 +74,8 @@ class SendOperation:
             await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
             if self._stop_reason:
                 raise GaveUp(f"{self._stop_reason}; {path} is untouched and canonical")
-        if options["raw-anyway"]:
-            return
-        try:
-            image = image_format(disk.read(0, min(disk.size, _FORMAT_PROBE)))
-        except OSError as error:
-            raise LocalFailure(f"{path}: {describe_error(error)}") from None
-        if image:
-            raise Refused(
-                f"{path}: looks like a {image} image, and only raw disks are sent: convert it "
-                f"(qemu-img convert -O raw {shlex.quote(path)} NEW), or give --raw-anyway to send "
-                "its bytes as they are"
-            )
+        if not options["raw-anyway"]:
+            refuse_image(disk, path)
 
     async def _send(self, disk: IDisk) -> Summary:
         self._running = sender = Sender(

@@ -15,7 +15,6 @@ _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?)(B?)", re.IGNORECASE)
 _SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
-_UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def parse_bytes(text: str) -> int:
@@ -135,31 +134,6 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return parse
-
-
-def format_bytes(count: float) -> str:
-    """A number of bytes in powers of 1024, with one decimal if it is not whole."""
-    power = 0
-    # 1024 of a unit, after rounding, is shown as 1 of the next.
-    while power < len(_UNITS) - 1 and round(count, 1) >= 1024:
-        count /= 1024
-        power += 1
-    whole = count == int(count)
-    return f"{count:.0f} {_UNITS[power]}" if whole else f"{count:.1f} {_UNITS[power]}"
-
-
-def format_duration(seconds: float) -> str:
-    """A number of seconds in words: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
-    if seconds < 60:
-        return f"{min(seconds, 59.9):.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"
 
 
 def printable(value: object) -> str:

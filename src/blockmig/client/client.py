@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from ..nbd import ClientHandshake, ClientTransmission, Command, Negotiated
 from ..runtime import Runtime, wait_for_other
-from ..syscalls import describe_error
+from .connecting import describe_failed_connect
 from .connection import ClientConnection, ClientFactory, ClientHandler
 from .requests import PendingRequests, RequestFailed
 
@@ -60,9 +60,10 @@ class NBDClient(ClientHandler):
         self._close_waiters: list[Deferred[None]] = []
         self._failure: Failure | None = None
 
-    async def connect(self, endpoint: IStreamClientEndpoint) -> Negotiated:
+    async def connect(self, endpoint: IStreamClientEndpoint, uri: str = "") -> Negotiated:
         """Connect, and shake hands.
 
+        @param uri: what people know the server by, if it is known.
         @raise ClientFailed: it could not connect, or the handshake failed.
         """
         try:
@@ -73,9 +74,8 @@ class NBDClient(ClientHandler):
         except Exception as error:  # each endpoint fails in its own ways
             self._connection.abort()
             self._greeting.addErrback(lambda _: None)  # it may have connected before that
-            raise ClientFailed(
-                f"cannot connect to the destination: {describe_error(error)}"
-            ) from None
+            why = describe_failed_connect(error, uri)
+            raise ClientFailed(f"cannot connect to the destination: {why}") from None
         return await self.greeted()
 
     def greeted(self) -> Deferred[Negotiated]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.status import as_text
-from blockmig.cli.values import format_bytes, format_duration
+from blockmig.units import format_bytes, format_duration
 
 
 class StatusTextTests(SynchronousTestCase):

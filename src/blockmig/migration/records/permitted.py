@@ -87,7 +87,7 @@ def destination_record(
         return Present(None if disk.blank else disk.size, disk.identity())
 
     _check_destination(records, look, overwrite=overwrite, id=id)
-    _check_writable(records, Kind.INCOMPLETE)
+    check_writable(records, Kind.INCOMPLETE)
     incomplete = _read(records, Kind.INCOMPLETE)
     if incomplete is not None and not _may_be_disk_of(disk, incomplete):
         raise Refused(
@@ -242,7 +242,11 @@ def _may_be_disk_of(disk: IRecordedDisk, record: Record) -> bool:
     )
 
 
-def _check_writable(records: Records, kind: Kind) -> None:
+def check_writable(records: Records, kind: Kind) -> None:
+    """Check that a record of that kind can be kept.
+
+    @raise Refused: it cannot.
+    """
     try:
         records.check_writable()
     except OSError as error:
@@ -274,7 +278,7 @@ def source_state(
     @raise AlreadyDone: it was sent already, and the destination was complete.
     @raise Refused: it may not be sent.
     """
-    _check_writable(records, Kind.MIGRATING)
+    check_writable(records, Kind.MIGRATING)
     path, inspect = records.disk, command_here("inspect", records)
     _check_no_copy(records, identity)
     migrating = _read(records, Kind.MIGRATING)

@@ -112,11 +112,10 @@ class Source:
         @raise AlreadyDone: an earlier run has completed it.
         @raise Refused: it may neither be sent to C{destination} nor finished there.
         """
-        if self.records is None:
-            return None
-        state = self._state(self.records, destination.uri, unlink, overrides.overwrite, identity.id)
-        record = state.record
-        if not state.retired or record is None:
+        state = self.retired(
+            destination.uri, unlink=unlink, overwrite=overrides.overwrite, id=identity.id
+        )
+        if self.records is None or state is None or (record := state.record) is None:
             return None
         self._warn_if_written(record)
         _log.info(
@@ -134,6 +133,20 @@ class Source:
             used=self._used(),
             runtime=runtime,
         )
+
+    def retired(
+        self, destination: str, *, unlink: bool, overwrite: bool, id: str
+    ) -> SourceState | None:
+        """What the records say of a source that an earlier run has retired; None of one that is
+        there, and may be sent.
+
+        @raise AlreadyDone: the migration was completed.
+        @raise Refused: it may neither be sent to C{destination} nor finished there.
+        """
+        if self.records is None:
+            return None
+        state = self._state(self.records, destination, unlink, overwrite, id)
+        return state if state.retired and state.record is not None else None
 
     def _warn_if_written(self, record: Record) -> None:
         """What is retired is finished nevertheless: the destination waits for that."""

@@ -40,31 +40,26 @@ from twisted.python.failure import Failure
 from ...claims import Claims, check_unclaimed
 from ...client import ClientFactory, ClientFailed, Destination, describe_failed_connect
 from ...errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
-from ...interfaces import IDisk, IRecordedDisk
+from ...interfaces import IDisk
 from ...lives import Life
 from ...nbd import LocalProtocolError
 from ...runtime import BoundedThreads, Runtime, wait_shielded
-from ...storage import path_of
-from ...syscalls import SystemCalls, describe_error
+from ...syscalls import describe_error
 from ...transport import RateLimiter
-from ..disk import failing_locally, guarded
+from ..disk import guarded
 from ..handoff.channel import is_same_migration, open_handoff, sender_message
 from ..handoff.message import HandoffPhase
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
-from ..records.files import records_of
-from ..records.permitted import SourceState, source_state
-from ..records.verdict import check_data, check_layers
 from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
 from .finisher import Finisher, record_complete, unconfirmed
 from .passes import CopyPasses, FullCopy
+from .prepared import prepare_source
 from .progress import Phase, Progress
-from .record import SourceRecord
 from .refusals import Refusals
-from .retirement import DeletingRetirement, Retirement, unlinkable
 from .silence import Silence
-from .watch import Presence, SourceWatch, last_write
+from .watch import Presence
 
 _log = Logger()
 
@@ -126,32 +121,19 @@ class Sender:
         self._threads = BoundedThreads(runtime.threads)
         self._patience = patience
         self._policy = patience.retry_policy or backoffPolicy()
-        to_delete = unlinkable(disk) if unlink else None
         limiter = RateLimiter(self._reactor, max_rate) if max_rate else None
         self._passes: CopyPasses = passes if passes is not None else FullCopy(disk.size, limiter)
-        with failing_locally(disk):
-            self.source = _source_record(
-                disk,
-                destination.uri,
-                unlink=unlink,
-                overwrite=overrides.overwrite,
-                id=identity.id,
-                successor=successor,
-                system=runtime.system,
-            )
-        watch = SourceWatch(
+        prepared = prepare_source(
             disk,
-            identity=self.source.record.identity,
+            destination.uri,
+            unlink=unlink,
+            overrides=overrides,
             in_use=self._passes.in_use,
-            ignore_writers=overrides.in_use_anyway,
+            id=identity.id,
+            successor=successor,
             system=runtime.system,
         )
-        in_use = self._passes.in_use
-        self._retirement = (
-            DeletingRetirement(to_delete, self.source, watch, in_use=in_use)
-            if to_delete is not None
-            else Retirement(disk, self.source, watch, in_use=in_use)
-        )
+        self.source, self._retirement = prepared.record, prepared.retirement
         self.progress = Progress(
             disk.size,
             earlier=self.source.record.attempt,
@@ -519,48 +501,3 @@ class Sender:
                 await deferLater(self._reactor, _RETRY_DELAY)
             except CancelledError:
                 return
-
-
-def _source_record(
-    disk: IDisk,
-    destination: str,
-    *,
-    unlink: bool,
-    overwrite: bool,
-    id: str,
-    successor: str,
-    system: SystemCalls,
-) -> SourceRecord:
-    """The record of the source, if it may be sent."""
-    if not IRecordedDisk.providedBy(disk):
-        records, state, identity = None, SourceState(), ""
-    else:
-        records, identity = records_of(disk, system), disk.identity()
-        state = source_state(
-            records,
-            identity,
-            destination,
-            size=disk.size,
-            written=lambda: last_write(disk),
-            unlink=unlink,
-            overwrite=overwrite,
-            id=id,
-        )
-        if not overwrite:
-            if state.record is None:
-                check_data(disk, "overwrite=True", system)
-            else:
-                check_layers(disk, system)
-        if state.retired:
-            raise Refused(f"{disk.name}: is retired, and its migration can only be finished")
-    return SourceRecord(
-        records,
-        state,
-        disk=path_of(disk),
-        destination=destination,
-        size=disk.size,
-        unlink=unlink,
-        identity=identity,
-        id=id,
-        successor=successor,
-    )
