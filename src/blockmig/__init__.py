@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         Summary,
         Unconfirmed,
     )
+    from .migration.check.check import check_migration
+    from .migration.check.report import CheckItem, CheckReport, CheckResult
     from .migration.destination.receiver import Receiver
     from .migration.identity import Identity
     from .migration.mirror.mirror import Mirror
@@ -46,6 +48,9 @@ __version__ = "0.1.0"
 _MODULES: Final = {
     "AlreadyDone": "errors",
     "BlockDisk": "storage",
+    "CheckItem": "migration.check.report",
+    "CheckReport": "migration.check.report",
+    "CheckResult": "migration.check.report",
     "Converge": "migration.mirror.pre_copy",
     "Destination": "client",
     "ExitStatus": "errors",
@@ -68,6 +73,7 @@ _MODULES: Final = {
     "Server": "server",
     "Summary": "errors",
     "Unconfirmed": "errors",
+    "check_migration": "migration.check.check",
     "examine": "migration.records.verdict",
     "go_by_monotonic_clock": "runtime",
     "open_disk": "storage",
@@ -78,6 +84,9 @@ _MODULES: Final = {
 __all__ = [
     "AlreadyDone",
     "BlockDisk",
+    "CheckItem",
+    "CheckReport",
+    "CheckResult",
     "Converge",
     "Destination",
     "ExitStatus",
@@ -100,6 +109,7 @@ __all__ = [
     "Server",
     "Summary",
     "Unconfirmed",
+    "check_migration",
     "examine",
     "go_by_monotonic_clock",
     "open_disk",

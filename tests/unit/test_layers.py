@@ -41,6 +41,11 @@ ARROWS = {
         "migration.policy migration.identity migration.disk migration.in_use migration.records "
         "migration.handoff"
     ),
+    "migration.check": (
+        "interfaces syscalls errors units claims runtime nbd storage transport client "
+        "migration.policy migration.identity migration.in_use migration.records "
+        "migration.handoff migration.source"
+    ),
     "migration.destination": (
         "interfaces syscalls errors claims lives runtime nbd storage server "
         "migration.policy migration.identity migration.disk migration.records migration.handoff"
@@ -55,9 +60,9 @@ ARROWS = {
     ),
     "control": "transport",
     "cli": (
-        "interfaces syscalls errors units lives runtime nbd storage transport client server control "
-        "migration.policy migration.identity migration.in_use migration.records migration.source "
-        "migration.destination migration.mirror"
+        "interfaces syscalls errors units lives runtime nbd storage transport client server "
+        "control migration.policy migration.identity migration.in_use migration.records "
+        "migration.source migration.check migration.destination migration.mirror"
     ),
     "testing": "interfaces runtime nbd storage client",
     "__main__": "cli",

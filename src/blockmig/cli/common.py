@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from ..nbd import NBDURI, parse_uri
 from .usage import Flag, Group, Options, Parameter, UsageError, parse_value
 from .values import one_of, parse_bytes, parse_linger, parse_seconds, parse_some_seconds
 
@@ -246,6 +247,19 @@ def take_file(options: Options, arguments: Sequence[str]) -> None:
             f"one disk is expected, and {len(given)} are given: {', '.join(map(repr, given))}"
         )
     options["file"] = check_path(given[0])
+
+
+def disk_and_uri(arguments: Sequence[str]) -> tuple[str, NBDURI]:
+    """What is sent, and where to.
+
+    @raise UsageError: that is not what the arguments are.
+    """
+    if len(arguments) != 2:
+        raise UsageError("expected two arguments: DISK URI")
+    disk, uri = arguments
+    if "://" in disk and "://" not in uri:
+        raise UsageError(f"DISK and URI are swapped: the disk comes first, then where to ({disk})")
+    return check_path(disk), parse_value(uri, parse_uri)
 
 
 def check_path(text: str) -> str:

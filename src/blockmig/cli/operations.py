@@ -28,8 +28,8 @@ class Operation(Protocol):
     @property
     def survives_hangup(self) -> bool: ...
 
-    async def run(self) -> Summary | None:
-        """Run to the end; None if nothing was migrated."""
+    async def run(self) -> Summary | ExitStatus | None:
+        """Run to the end; None if nothing was migrated, or a status if it has said why itself."""
 
     def stop(self, why: str) -> None:
         """End early, if that is still possible; C{why} is for the user."""
@@ -73,6 +73,8 @@ async def report(operation: Operation) -> ExitStatus:
         return ExitStatus.FAILED
     if summary is None:
         return ExitStatus.DONE
+    if isinstance(summary, ExitStatus):
+        return summary
     _log.info(
         "complete: {bytes} bytes ({data} of data, {zeroes} of zeroes) in {seconds:.2f} s, "
         "{megabytes:.1f} MB/s of data, {attempts} attempt(s)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..nbd import NBDURI, parse_uri
+from ..nbd import NBDURI
 from . import common, usage
 from .launch import launch
 from .usage import Flag, Parameter
@@ -65,6 +65,12 @@ class Options(usage.Options):
         common.RAW_ANYWAY,
         common.RETRY,
         common.PLAIN,
+        Flag(
+            "dry-run",
+            "Send nothing, and change nothing: only look whether the migration could begin, as "
+            "`blockmig check` does.",
+        ),
+        common.JSON._replace(help="With --dry-run: print one JSON object instead of text."),
         common.VERBOSE,
         common.QUIET,
     )
@@ -82,24 +88,24 @@ class Options(usage.Options):
     secret: bytes
 
     def parseArgs(self, *arguments: str) -> None:
-        if len(arguments) != 2:
-            raise usage.UsageError("expected two arguments: DISK URI")
-        disk, uri = arguments
-        if "://" in disk and "://" not in uri:
-            raise usage.UsageError(
-                f"DISK and URI are swapped: the disk comes first, then where to ({disk})"
-            )
-        self["file"] = common.check_path(disk)
-        self.uri = usage.parse_value(uri, parse_uri)
+        self["file"], self.uri = common.disk_and_uri(arguments)
 
     def postOptions(self) -> None:
         common.check_verbosity(self)
+        if self["json"] and not self["dry-run"]:
+            raise usage.UsageError(
+                "--json is for --dry-run: use --progress json, or --log-format json"
+            )
         self.secret = common.secret_of(self)
         common.check_again(self)
 
 
 def run(options: Options) -> int:
-    """Send the disk, and return the exit status."""
+    """Send the disk, or look whether it could be sent, and return the exit status."""
+    if options["dry-run"]:
+        from . import check  # noqa: PLC0415
+
+        return check.run(options)
     return launch(options, _operation)
 
 

@@ -39,12 +39,17 @@ class Survey:
         self._counted = 0
         self._found = 0
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the disk was counted."""
+        return self._counted >= self._size
+
     def advance(self, disk: IDisk) -> None:
         """I{Slow.} Count a little further; nothing is left to do at the end of the disk.
 
         @raise OSError: the disk could not be asked.
         """
-        if self._counted >= self._size:
+        if self.is_complete:
             return
         if self._extents is None:
             self._extents = iter(disk.extents(0))

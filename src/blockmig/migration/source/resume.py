@@ -130,7 +130,7 @@ class Source:
             destination,
             give_up_after=patience.give_up_after,
             secret=identity.secret,
-            used=self._used(),
+            used=self.used(),
             runtime=runtime,
         )
 
@@ -165,7 +165,8 @@ class Source:
                 command=command_here("inspect", self.records) if self.records else "",
             )
 
-    def _used(self) -> list[Any]:
+    def used(self) -> list[Any]:
+        """What nobody else may use while it is: the disk, and its records."""
         used: list[Any] = [] if self.given is None else [self.given]
         if self.records is not None:
             used.append(os.path.realpath(self.records.path))

@@ -1,0 +1,49 @@
+"""What a migration needs of a server that is not a blockmig receiver."""
+
+from __future__ import annotations
+
+from ...client import NBDClient
+from ...errors import MigrationError
+from ...storage import sample_ranges
+from ...units import format_bytes
+from ..source.admission import Admission, PeerCapabilities
+from ..source.context import AttemptContext, AttemptFailed
+from .report import Notes
+
+
+async def check_foreign(
+    context: AttemptContext | None,
+    peer: PeerCapabilities | None,
+    client: NBDClient,
+    notes: Notes,
+) -> None:
+    """Look at a server that speaks plain NBD.
+
+    What it holds is examined as before a migration: in places of at most some MiB together.
+
+    @param context: of an attempt to send the disk; None if there is no disk to be sent.
+    @param peer: what it offers; None if the disk cannot be sent there.
+    @param client: of the export.
+    """
+    notes.warn(
+        "receiver",
+        "is not a blockmig receiver: plain NBD is spoken, so that nothing is known there of room, "
+        "records, or which migration it is. (A server for one client only, such as qemu-nbd "
+        "without --persistent, has had that now: start it again.)",
+    )
+    if context is None or peer is None:
+        return
+    try:
+        await Admission(context, client.read, peer.longest).check_foreign()
+    except (MigrationError, AttemptFailed) as error:
+        notes.fail("content", error)
+        return
+    if context.overwrite:
+        notes.warn("content", "is overwritten, whatever it holds (overwrite=True)")
+        return
+    read = sum(length for _, length in sample_ranges(context.disk.size))
+    notes.ok(
+        "content",
+        f"holds nothing that was found: {format_bytes(read)} of it was read",
+        read=read,
+    )

@@ -1,0 +1,186 @@
+"""Measures the rate at which a disk can be sent to a receiver, by sending a part of it for two
+seconds to where it is thrown away.
+
+Owns that connection. Rules:
+
+* the disk goes the way that it will go: the scan, the copier and the connection are those of an
+  attempt, only that the export is the receiver's NAME.scratch;
+* it takes two seconds, and no more bytes than the receiver would take;
+* how the connection ends says nothing, unless nothing was measured before that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from ...client import ClientConnection, ClientFactory, ClientFailed, ClientHandler
+from ...nbd import SCRATCH_EXPORT, ClientHandshake, Negotiated
+from ...runtime import wait_for_other
+from ...syscalls import describe_error
+from ...transport import Pacer
+from ..source.admission import REQUEST, PeerCapabilities
+from ..source.context import AttemptContext
+from ..source.copier import Copier
+from ..source.passes import FullCopy, Ranges
+from ..source.progress import Progress
+
+SECONDS: Final = 2.0
+
+MOST: Final = 4 << 30
+"""Bytes."""
+
+_MOST_PASSES: Final = 16
+
+
+class Rehearsed(NamedTuple):
+    """What was sent.
+
+    @ivar data: bytes of data.
+    @ivar zeroes: bytes of zeroes, which are not sent as such.
+    @ivar seconds: what that took.
+    """
+
+    data: int
+    zeroes: int
+    seconds: float
+
+
+class Rehearsal(ClientHandler):
+    """Sends a part of a disk to a scratch export.
+
+    @param context: of an attempt that would send it.
+    @param cookie: of the first request, which a check has named.
+    """
+
+    def __init__(self, context: AttemptContext, cookie: int) -> None:
+        runtime, limiter = context.runtime, context.passes.limiter
+        self._context = context = replace(
+            context,
+            passes=FullCopy(context.disk.size, limiter),
+            progress=Progress(context.disk.size, seconds=runtime.reactor.seconds),
+        )
+        self._cookie = cookie
+        self._reactor = runtime.reactor
+        pacer = Pacer(runtime.reactor, limiter) if limiter is not None else None
+        handshake = ClientHandshake(context.destination.export + SCRATCH_EXPORT)
+        self._connection = ClientConnection(self, handshake, runtime, pacer)
+        self._result: Deferred[Rehearsed] = Deferred(lambda _: self._stop())
+        self._copier: Copier | None = None
+        self._left: Ranges = []
+        self._began = 0.0
+        self._timer: IDelayedCall | None = None
+
+    async def run(self) -> Rehearsed:
+        """Send for a while.
+
+        @raise ClientFailed: nothing can be sent there.
+        """
+        try:
+            await wait_for_other(
+                self._context.destination.endpoint.connect(ClientFactory(self._connection))
+            )
+            return await self._result
+        except (CancelledError, ClientFailed):
+            raise
+        except Exception as error:  # each endpoint fails in its own ways
+            raise ClientFailed(describe_error(error)) from None
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._copier is not None:
+            self._copier.stop()
+        self._context.silence.over()
+        self._connection.abort()
+
+    def _end(self, outcome: Rehearsed | Failure) -> None:
+        if not self._result.called:
+            self._result.callback(outcome)
+
+    # ClientHandler.
+
+    def connection_made(self) -> None:
+        """The server speaks first."""
+        seconds = self._context.timeout(SECONDS * 5)
+        self._connection.set_timeout(seconds, f"no NBD handshake in {seconds:g} s")
+
+    def negotiated(self, negotiated: Negotiated) -> None:
+        """Begin to send."""
+        export = negotiated.export
+        longest = min(REQUEST, export.maximum_payload)
+        self._copier = copier = Copier(
+            self._context,
+            self._connection,
+            PeerCapabilities(export, False, True, longest),
+            self._cookie,
+            source_failed=self._failed,
+            is_working=self._is_working,
+        )
+        self._began = self._reactor.seconds()
+        self._timer = self._reactor.callLater(SECONDS, self._enough)
+        Deferred.fromCoroutine(self._send(copier)).addErrback(
+            lambda failure: self._failed(failure.value)
+        )
+
+    async def _send(self, copier: Copier) -> None:
+        """Send the disk; a small one several times."""
+        for _ in range(_MOST_PASSES):
+            self._left = [(0, self._context.disk.size)]
+            await copier.send_pass(self._take)
+            soon = self._reactor.seconds() < self._began + SECONDS / 2
+            if not self._context.progress.data or not soon:
+                break
+        self._enough()
+
+    def _take(self) -> Ranges:
+        left, self._left = self._left, []
+        return left
+
+    def _enough(self) -> None:
+        progress = self._context.progress
+        seconds = self._reactor.seconds() - self._began
+        self._end(Rehearsed(progress.data, progress.zeroes, seconds))
+
+    def received(self, data: bytes) -> None:
+        """Replies."""
+        assert self._copier is not None
+        self._copier.received(data)
+        if self._context.progress.data >= MOST:
+            self._enough()
+
+    def moved(self, count: int) -> None:
+        """Some data was written to the connection."""
+        if self._copier is not None:
+            self._copier.moved(count)
+
+    def sending_failed(self, error: OSError) -> None:
+        """The source cannot be read."""
+        self._failed(error)
+
+    def connection_failed(self, why: str) -> None:
+        self._lost(why)
+
+    def connection_lost(self, why: str, reason: Failure) -> None:
+        self._lost(why)
+
+    def _lost(self, why: str) -> None:
+        if self._context.progress.data:
+            self._enough()
+        else:
+            self._failed(ClientFailed(why))
+
+    def _failed(self, error: BaseException | None) -> None:
+        if not isinstance(error, ClientFailed):
+            error = ClientFailed(describe_error(error))
+        self._end(Failure(error))
+
+    async def _is_working(self) -> Any:
+        """Nothing there takes long."""
+        return False
