@@ -86,11 +86,12 @@ def run(options: usage.Options) -> int:
 
     @param options: those of this command, or of `send --dry-run`.
     """
+    usage.show_any_name()
     return launch(options, _operation)
 
 
 def _operation(options: SendingOptions, runtime: Runtime) -> tuple[CheckOperation, Write]:
     from .check_operation import CheckOperation  # noqa: PLC0415
-    from .logs import nonblocking_writer  # noqa: PLC0415
+    from .logs import line_writer  # noqa: PLC0415
 
-    return CheckOperation(options, runtime), nonblocking_writer(2)
+    return CheckOperation(options, runtime), line_writer(2)

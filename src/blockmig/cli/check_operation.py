@@ -9,7 +9,7 @@ from typing import Any, Final
 from twisted.internet.defer import CancelledError, Deferred
 
 from ..client import Destination
-from ..errors import ExitStatus, GaveUp
+from ..errors import ExitStatus, GaveUp, LocalFailure
 from ..migration.check.check import check_migration
 from ..migration.check.report import CheckItem, CheckReport
 from ..migration.identity import Identity
@@ -17,11 +17,16 @@ from ..migration.policy import Overrides
 from ..runtime import Runtime
 from ..transport import client_endpoint
 from .send import SendingOptions
-from .usage import show
+from .usage import OutputFailed, flush_output, show
 from .wording import in_options
 
 _LONGEST_TIMEOUT: Final = 10.0
 """Seconds. Who checks sits there, and waits."""
+
+
+def _show_at_once(line: str) -> None:
+    show(line)
+    flush_output()
 
 
 class CheckOperation:
@@ -38,7 +43,7 @@ class CheckOperation:
         options: SendingOptions,
         runtime: Runtime,
         make_endpoint: Callable[[Any, Any], Any] = client_endpoint,
-        show: Callable[[str], object] = show,
+        show: Callable[[str], object] = _show_at_once,
     ) -> None:
         self._options = options
         self._runtime = runtime
@@ -76,14 +81,29 @@ class CheckOperation:
         except CancelledError:
             raise GaveUp(f"{self._stop_reason}; the check has changed nothing") from None
         if as_json:
-            found = {"disk": options["file"], "destination": str(options.uri), **report.as_json()}
-            self._show(in_options(json.dumps(found)))
+            self._print(json.dumps(self._as_json(report)))
         else:
-            self._show(in_options(report.conclusion))
+            self._print(report.conclusion)
         return ExitStatus.DONE if report.can_begin else ExitStatus.REFUSED
 
+    def _as_json(self, report: CheckReport) -> dict[str, Any]:
+        found = report.as_json()
+        for item in found["checks"]:
+            item["message"] = in_options(item["message"])
+        return {"disk": self._options["file"], "destination": str(self._options.uri), **found}
+
     def _tell(self, item: CheckItem) -> None:
-        self._show(in_options(f"{item.result:<8} {item.message}"))
+        self._print(f"{item.result:<8} {item.message}")
+
+    def _print(self, line: str) -> None:
+        """Print a line at once: the next one may take seconds.
+
+        @raise LocalFailure: it cannot be written.
+        """
+        try:
+            self._show(line)
+        except OutputFailed as error:
+            raise LocalFailure(str(error)) from None
 
     def stop(self, why: str) -> None:
         self._stop_reason = why

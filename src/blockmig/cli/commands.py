@@ -58,7 +58,7 @@ COMMANDS: Final = (
     Command("move", "move", "Move a disk to another host through ssh, with one command."),
     Command("receive", "receive", "Receive a disk: the destination of `send` or `mirror`."),
     Command("send", "send", "Send a disk to a receiver, or to any NBD server."),
-    Command("check", "check", "Check beforehand, from both ends, whether a `send` could begin."),
+    Command("check", "check", "Look whether a `send` could begin; change nothing."),
     Command("serve", "serve", "Serve a disk to NBD clients, such as QEMU."),
     Command("mirror", "mirror", "Move the disk of a running `serve` while clients use it."),
     Command("break", "break_", "Cancel the mirror of a running `serve`.", ("cancel",)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -49,9 +48,7 @@ class Options(usage.Options):
 def run(options: Options) -> int:
     """Print the verdict, and return 0 if it is certain."""
     disks = options["disks"]
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # a file name need not be UTF-8
-        reconfigure(errors="backslashreplace")
+    usage.show_any_name()
     if len(disks) == 1 and os.path.isdir(disks[0]):
         return _inspect_all(options, disks[0])
     return _inspect(options)

@@ -193,6 +193,13 @@ def show(text: str) -> None:
         print(in_options(text))
 
 
+def show_any_name() -> None:
+    """Print names of files from now on that are not UTF-8, too, as they need not be."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+
 def flush_output() -> None:
     """Write what is buffered now, not when the interpreter ends and nobody can be told.
 

@@ -112,8 +112,10 @@ class OptionsTests(SynchronousTestCase):
         # commands without a disk of their own connect to the control socket instead of making it. A
         # mirror that says nothing leaves it to its server how long that lingers. What `serve` waits
         # for with --standby is a migration that it takes no part in. `move` has both ends, and an
-        # id that is the same in each run.
+        # id that is the same in each run. `send` prints JSON of a check only, and a check does not
+        # wait as long as it does.
         differ = {"overwrite", "control", "listen", "linger", "id", "give-up-after"}
+        differ |= {"json", "timeout"}
         words = {}
         for command in COMMANDS:
             kind = command.load().Options

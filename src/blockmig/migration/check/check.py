@@ -124,17 +124,16 @@ class Check:
 
     async def _look(self) -> None:
         source = self._open()
-        context, data = None, 0
-        checks = None
+        context, checks, survey = None, None, None
         if source is not None:
             checks = SourceChecks(source, self._plan, self._notes, self._runtime)
             prepared = await checks.begin()
             if checks.is_over:
                 return
-            data = checks.data
+            survey = checks.survey
             if prepared is not None and source.disk is not None:
                 context = attempt_context(source.disk, prepared, self._plan, self._runtime)
-        await DestinationChecks(self._plan, context, data, self._notes, self._runtime).run()
+        await DestinationChecks(self._plan, context, survey, self._notes, self._runtime).run()
         if checks is not None and not checks.is_retired:
             await checks.end()
 

@@ -10,11 +10,9 @@ Owns the connection to the export that the disk would go to. Rules (design, sect
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from statistics import median
-from typing import Any, Final
-
-from twisted.internet.defer import Deferred, TimeoutError
+from typing import Any, Final, TypeVar
 
 from ...client import ClientFailed, NBDClient
 from ...interfaces import IDisk
@@ -27,6 +25,7 @@ from ...nbd import (
     side_exports,
 )
 from ...runtime import Runtime
+from ...storage import Survey
 from ...transport import RateLimiter
 from ...units import format_bytes
 from ..handoff.channel import NoHandoffExport, open_handoff
@@ -41,6 +40,9 @@ from .foreign import check_foreign
 from .plan import Plan
 from .receiver import ReceiverChecks
 from .report import Notes
+from .steps import within
+
+T = TypeVar("T")
 
 _ROUND_TRIPS: Final = 5
 
@@ -81,17 +83,22 @@ class DestinationChecks:
 
     @param plan: the migration.
     @param context: of an attempt to send the disk; None if there is no disk to be sent.
-    @param data: about how many bytes of the disk are data.
+    @param survey: where it has data.
     @param notes: takes what is found.
     @param runtime: the reactor, threads and system calls to use.
     """
 
     def __init__(
-        self, plan: Plan, context: AttemptContext | None, data: int, notes: Notes, runtime: Runtime
+        self,
+        plan: Plan,
+        context: AttemptContext | None,
+        survey: Survey | None,
+        notes: Notes,
+        runtime: Runtime,
     ) -> None:
         self._plan = plan
         self._context = context
-        self._data = data
+        self._survey = survey
         self._notes = notes
         self._runtime = runtime
 
@@ -113,18 +120,10 @@ class DestinationChecks:
             client.abort()
 
     async def _reach(self, client: NBDClient) -> Negotiated | None:
-        destination, timeout = self._plan.destination, self._plan.timeout
-        connecting = Deferred.fromCoroutine(client.connect(destination.endpoint, destination.uri))
-        connecting.addTimeout(timeout, self._runtime.reactor)
+        destination = self._plan.destination
+        connecting = client.connect(destination.endpoint, destination.uri)
         try:
-            negotiated = await connecting
-        except TimeoutError:
-            self._notes.fail(
-                "destination",
-                f"{self._plan.where}: no connection within {timeout:g} s: is the host up, and the "
-                "port open in its firewall?",
-            )
-            return None
+            negotiated = await self._within(connecting, "connection")
         except ClientFailed as error:
             self._notes.fail("destination", f"{self._plan.where}: {error}")
             return None
@@ -179,8 +178,9 @@ class DestinationChecks:
         """Whether it is a receiver; an export of that name may be something else."""
         plan, notes = self._plan, self._notes
         try:
-            handoff, message = await open_handoff(
-                plan.destination, self._runtime, plan.timeout, plan.identity.secret
+            handoff, message = await self._within(
+                open_handoff(plan.destination, self._runtime, plan.timeout, plan.identity.secret),
+                "answer",
             )
         except NoHandoffExport:
             return False
@@ -189,11 +189,14 @@ class DestinationChecks:
             return True
         try:
             await self._measure(handoff.read)
-            checks = ReceiverChecks(plan, self._context, self._data, notes, handoff)
+            checks = ReceiverChecks(plan, self._context, self._survey, notes, handoff)
             await checks.run(message, peer, client)
         finally:
             handoff.abort()
         return True
+
+    async def _within(self, doing: Coroutine[Any, Any, T], what: str) -> T:
+        return await within(self._plan.timeout, self._runtime.reactor, doing, what)
 
     async def _measure(self, ask: Callable[[], Awaitable[Any]]) -> None:
         """How long an answer takes."""

@@ -28,8 +28,8 @@ async def check_foreign(
     notes.warn(
         "receiver",
         "is not a blockmig receiver: plain NBD is spoken, so that nothing is known there of room, "
-        "records, or which migration it is. (A server for one client only, such as qemu-nbd "
-        "without --persistent, has had that now: start it again.)",
+        "records, or which migration it is. (One that serves one client only, as qemu-nbd "
+        "does unless told otherwise, has served it now: start it again.)",
     )
     if context is None or peer is None:
         return

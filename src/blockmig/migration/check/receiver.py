@@ -15,8 +15,9 @@ from typing import Final
 
 from ... import __version__
 from ...client import ClientFailed, NBDClient
-from ...errors import MigrationError
+from ...errors import LocalFailure, MigrationError
 from ...nbd import Errno
+from ...storage import Survey
 from ...units import format_bytes, format_duration
 from ..handoff.channel import AnotherMigration, HandoffConversation, is_same_migration
 from ..handoff.findings import Findings
@@ -25,7 +26,7 @@ from ..records.files import this_host, timestamp
 from ..source.admission import REQUEST, Admission, PeerCapabilities
 from ..source.context import AttemptContext, AttemptFailed
 from .plan import Plan
-from .rehearsal import Rehearsal
+from .rehearsal import Rehearsal, Rehearsed
 from .report import Notes
 
 _MOST_APART: Final = 5
@@ -37,7 +38,7 @@ class ReceiverChecks:
 
     @param plan: the migration.
     @param context: of an attempt to send the disk; None if there is no disk to be sent.
-    @param data: about how many bytes of the disk are data.
+    @param survey: where it has data.
     @param notes: takes what is found.
     @param handoff: its side export.
     """
@@ -46,13 +47,14 @@ class ReceiverChecks:
         self,
         plan: Plan,
         context: AttemptContext | None,
-        data: int,
+        survey: Survey | None,
         notes: Notes,
         handoff: HandoffConversation,
     ) -> None:
         self._plan = plan
         self._context = context
-        self._data = data
+        self._survey = survey if survey is not None else Survey(0)
+        self._data = self._survey.data(0, context.disk.size) if context is not None else 0
         self._notes = notes
         self._handoff = handoff
         self._cookie = secrets.randbits(64)
@@ -97,7 +99,7 @@ class ReceiverChecks:
         except (MigrationError, AttemptFailed) as error:
             self._notes.fail("admission", error)
         else:
-            self._notes.ok("admission", f"nothing that may be needed is in the way at {there}")
+            self._notes.ok("admission", f"{there}: holds no copy that may be needed")
 
     async def _ask(self) -> Findings | None:
         """What it has found.
@@ -168,9 +170,11 @@ class ReceiverChecks:
 
     def _judge_records(self, findings: Findings) -> None:
         if findings.unrecorded:
-            self._notes.fail("records-there", f"cannot be written there: {findings.unrecorded}")
+            self._notes.fail(
+                "records-there", f"no records can be written there: {findings.unrecorded}"
+            )
         else:
-            self._notes.ok("records-there", "can be written there")
+            self._notes.ok("records-there", "records can be written there")
 
     def _judge_room(self, context: AttemptContext, findings: Findings) -> None:
         """Of what the disk there has already nothing more is needed."""
@@ -214,16 +218,21 @@ class ReceiverChecks:
         try:
             sent = await Rehearsal(context, self._cookie).run()
         except ClientFailed as error:
-            self._notes.warn("rate", f"was not measured: {error}")
+            self._notes.warn("rate", f"the rate was not measured: {error}")
+            return
+        except LocalFailure as error:
+            self._notes.fail("rate", error)
             return
         if not sent.data:
-            self._notes.warn("rate", f"was not measured: in {sent.seconds:.1f} s no data was sent")
+            self._notes.warn(
+                "rate", f"the rate was not measured: in {sent.seconds:.1f} s no data was met"
+            )
             return
         if not sent.seconds:
             self._notes.ok("rate", "all of the disk was sent in an instant", sent=sent.data)
             return
         rate = sent.data / sent.seconds
-        left = self._data / rate
+        left = self._data / self._covered(context.disk.size, sent) * sent.seconds
         self._notes.ok(
             "rate",
             f"{rate / 1e6:.1f} MB/s ({format_bytes(sent.data)} in {sent.seconds:.1f} s): the "
@@ -231,3 +240,9 @@ class ReceiverChecks:
             rate=round(rate),
             seconds=round(left, 1),
         )
+
+    def _covered(self, size: int, sent: Rehearsed) -> int:
+        """How much of the disk's data, as its extents have it, was done with: what reads as zeroes
+        there was not sent, but took its time, while a hole takes none."""
+        passes, rest = divmod(sent.data + sent.zeroes, size)
+        return max(passes * self._data + self._survey.data(0, rest), sent.data)

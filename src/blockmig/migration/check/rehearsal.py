@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ...client import ClientConnection, ClientFactory, ClientFailed, ClientHandler
+from ...errors import LocalFailure
 from ...nbd import SCRATCH_EXPORT, ClientHandshake, Negotiated
 from ...runtime import wait_for_other
 from ...syscalls import describe_error
@@ -28,6 +29,7 @@ from ..source.context import AttemptContext
 from ..source.copier import Copier
 from ..source.passes import FullCopy, Ranges
 from ..source.progress import Progress
+from .steps import within
 
 SECONDS: Final = 2.0
 
@@ -35,6 +37,7 @@ MOST: Final = 4 << 30
 """Bytes."""
 
 _MOST_PASSES: Final = 16
+_PATIENCE: Final = 10.0
 
 
 class Rehearsed(NamedTuple):
@@ -65,6 +68,7 @@ class Rehearsal(ClientHandler):
             progress=Progress(context.disk.size, seconds=runtime.reactor.seconds),
         )
         self._cookie = cookie
+        self._patience = context.timeout(_PATIENCE)
         self._reactor = runtime.reactor
         pacer = Pacer(runtime.reactor, limiter) if limiter is not None else None
         handshake = ClientHandshake(context.destination.export + SCRATCH_EXPORT)
@@ -79,18 +83,21 @@ class Rehearsal(ClientHandler):
         """Send for a while.
 
         @raise ClientFailed: nothing can be sent there.
+        @raise LocalFailure: the disk cannot be read.
         """
         try:
-            await wait_for_other(
-                self._context.destination.endpoint.connect(ClientFactory(self._connection))
-            )
+            await within(self._patience, self._reactor, self._connect(), "connection")
             return await self._result
-        except (CancelledError, ClientFailed):
+        except (CancelledError, ClientFailed, LocalFailure):
             raise
         except Exception as error:  # each endpoint fails in its own ways
             raise ClientFailed(describe_error(error)) from None
         finally:
             self._stop()
+
+    async def _connect(self) -> None:
+        endpoint = self._context.destination.endpoint
+        await wait_for_other(endpoint.connect(ClientFactory(self._connection)))
 
     def _stop(self) -> None:
         if self._timer is not None and self._timer.active():
@@ -108,8 +115,8 @@ class Rehearsal(ClientHandler):
 
     def connection_made(self) -> None:
         """The server speaks first."""
-        seconds = self._context.timeout(SECONDS * 5)
-        self._connection.set_timeout(seconds, f"no NBD handshake in {seconds:g} s")
+        seconds = self._patience
+        self._connection.set_timeout(seconds, f"no NBD handshake within {seconds:g} s")
 
     def negotiated(self, negotiated: Negotiated) -> None:
         """Begin to send."""
@@ -120,14 +127,12 @@ class Rehearsal(ClientHandler):
             self._connection,
             PeerCapabilities(export, False, True, longest),
             self._cookie,
-            source_failed=self._failed,
+            source_failed=self._source_failed,
             is_working=self._is_working,
         )
         self._began = self._reactor.seconds()
         self._timer = self._reactor.callLater(SECONDS, self._enough)
-        Deferred.fromCoroutine(self._send(copier)).addErrback(
-            lambda failure: self._failed(failure.value)
-        )
+        Deferred.fromCoroutine(self._send(copier)).addErrback(self._end)
 
     async def _send(self, copier: Copier) -> None:
         """Send the disk; a small one several times."""
@@ -162,7 +167,11 @@ class Rehearsal(ClientHandler):
 
     def sending_failed(self, error: OSError) -> None:
         """The source cannot be read."""
-        self._failed(error)
+        self._source_failed(error)
+
+    def _source_failed(self, error: BaseException | None) -> None:
+        why = f"{self._context.disk.name}: cannot be read: {describe_error(error)}"
+        self._end(Failure(LocalFailure(why)))
 
     def connection_failed(self, why: str) -> None:
         self._lost(why)
@@ -174,12 +183,7 @@ class Rehearsal(ClientHandler):
         if self._context.progress.data:
             self._enough()
         else:
-            self._failed(ClientFailed(why))
-
-    def _failed(self, error: BaseException | None) -> None:
-        if not isinstance(error, ClientFailed):
-            error = ClientFailed(describe_error(error))
-        self._end(Failure(error))
+            self._end(Failure(ClientFailed(why)))
 
     async def _is_working(self) -> Any:
         """Nothing there takes long."""

@@ -36,13 +36,13 @@ class SourceChecks:
     @param source: what is there, or what is left of it.
     @param notes: takes what is found.
     @param runtime: the reactor, threads and system calls to use.
-    @ivar data: about how many bytes of the disk are data.
+    @ivar survey: where the disk has data.
     @ivar is_over: nothing is left to be done for the migration.
     @ivar is_retired: an earlier run has retired the disk.
     """
 
     def __init__(self, source: Source, plan: Plan, notes: Notes, runtime: Runtime) -> None:
-        self.data = 0
+        self.survey = Survey(source.disk.size if source.disk is not None else 0)
         self.is_over = False
         self.is_retired = False
         self._source = source
@@ -70,7 +70,7 @@ class SourceChecks:
     async def _look_at(self, disk: IDisk) -> None:
         """How much of it there is, and the first look at whether it is still."""
         threads, size = self._runtime.threads, disk.size
-        survey, end = Survey(size), self._runtime.reactor.seconds() + _SURVEY_SECONDS
+        survey, end = self.survey, self._runtime.reactor.seconds() + _SURVEY_SECONDS
         try:
             if IWatchedDisk.providedBy(disk):
                 self._version = await threads(disk.version)
@@ -79,12 +79,12 @@ class SourceChecks:
         except OSError as error:
             self._notes.fail("source", f"{disk.name}: cannot be read: {describe_error(error)}")
             return
-        self.data = survey.data(0, size)
+        data = survey.data(0, size)
         self._notes.ok(
             "source",
-            f"{disk.name}: {format_bytes(size)}, {format_bytes(self.data)} of it data",
+            f"{disk.name}: {format_bytes(size)}, {format_bytes(data)} of it data",
             size=size,
-            data=self.data,
+            data=data,
         )
 
     def _check_records(self) -> None:
@@ -98,7 +98,7 @@ class SourceChecks:
         except Refused as error:
             notes.fail("records", error)
             return
-        notes.ok("records", f"{source.records.name(Kind.MIGRATING)}: can be written")
+        notes.ok("records", f"{source.records.name(Kind.MIGRATING)}: such records can be written")
         try:
             state = source.retired(
                 plan.destination.uri,

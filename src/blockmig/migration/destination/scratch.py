@@ -1,11 +1,11 @@
-"""The scratch export NAME.scratch: what is written there is thrown away, to find out how fast that
-goes.
+"""The scratch export NAME.scratch: what is written there is thrown away, to find out how fast a
+disk would get here.
 
 Owns who uses it. Rules (design, section 2: R10; section 3, "side exports"):
 
 * nothing is stored, and no memory grows: what arrives is read into a buffer, and that is all;
 * it is for one connection at a time, which a check that was answered has named (`checks`), for some
-  seconds, and for as many bytes as it has. Whoever else writes there is hung up on;
+  seconds, and for some GiB. Whoever else writes there is hung up on;
 * it takes nothing from a migration: while an attempt goes on it is not offered, and whoever uses it
   when one begins is hung up on;
 * it is listed nowhere, since most who open what is listed could not open it.
@@ -23,13 +23,17 @@ from ...server import IExportHandler, ServerConnection
 from .checks import Checks
 from .migration import IncomingMigration
 
-SIZE: Final = 1 << 30
+SIZE: Final = 1 << 62
+"""Bytes: whatever disk is sent, its offsets are within that."""
+
+MOST: Final = 8 << 30
 """Bytes that may be written."""
 
 LONGEST: Final = 5.0
 """Seconds from the first request until the connection is closed."""
 
-_PAYLOAD: Final = 1 << 20
+_PAYLOAD: Final = 2 << 20
+_COMMANDS: Final = (Command.WRITE, Command.WRITE_ZEROES)
 
 
 class _NoDisk:
@@ -42,6 +46,8 @@ class _NoDisk:
     def fileno(self) -> None: ...
 
     def write(self, offset: int, data: Any) -> None: ...
+
+    def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None: ...
 
 
 @implementer(IExportHandler)
@@ -64,7 +70,7 @@ class ScratchExport:
         self.export = Export(
             name + SCRATCH_EXPORT,
             SIZE,
-            TransmissionFlag.HAS_FLAGS,
+            TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_WRITE_ZEROES,
             maximum_payload=_PAYLOAD,
             allocation=False,
         )
@@ -88,18 +94,18 @@ class ScratchExport:
 
     def admit(self, connection: ServerConnection, request: Request) -> Errno:
         """Only writes, of whoever may; one that is not admitted is the last."""
-        if request.command != Command.WRITE:
+        if request.command not in _COMMANDS:
             return Errno.EINVAL
         if self._user is None and self._checks.take(connection):
             self._begin(connection)
-        self._left -= request.length
+        self._left -= request.length if request.command == Command.WRITE else 0
         if self._user is connection and self._left >= 0 and self._migration.attempt is None:
             return Errno.OK
         connection.abort()
         return Errno.EPERM
 
     def _begin(self, connection: ServerConnection) -> None:
-        self._user, self._left = connection, SIZE
+        self._user, self._left = connection, MOST
         self._end = self._reactor.callLater(LONGEST, connection.abort)
 
     def done(self, connection: ServerConnection, request: Request) -> None:

@@ -254,14 +254,16 @@ class ScratchTests(CheckCase):
         self.assertEqual(scratch.SIZE, client.negotiated.export.size)
         for offset in (0, 1 << 20, scratch.SIZE - 5):
             client.write(offset, b"x" * 5)
-        self.assertEqual([0, 0, 0], client.errors())
+        client.send(Command.WRITE_ZEROES, 1 << 40, 1 << 30)
+        client.send(Command.WRITE_ZEROES, 0, 4096)
+        self.assertEqual([0] * 5, client.errors())
         self.assertEqual([], self.changes())
         self.assertEqual([], self.names())
 
     def test_nothing_but_a_write_is_carried_out(self):
         self.checks()
         client = self.scratch()
-        for command in (Command.READ, Command.TRIM, Command.WRITE_ZEROES):
+        for command in (Command.READ, Command.TRIM, Command.CACHE):
             client.send(command, 0, 4096)
         client.send(FLUSH)
         self.assertEqual([Errno.EINVAL] * 4, client.errors())
@@ -335,7 +337,7 @@ class ScratchTests(CheckCase):
         self.assertTrue(client.transport.gone)
 
     def test_no_more_is_taken_than_it_has_bytes(self):
-        self.patch(scratch, "SIZE", 10_000)
+        self.patch(scratch, "MOST", 10_000)
         self.checks()
         client = self.scratch()
         client.write(0, bytes(6000))

@@ -1,0 +1,197 @@
+"""What a check finds of the source: what would refuse the migration is in the way."""
+
+from __future__ import annotations
+
+import os
+
+from blockmig import open_disk
+from blockmig.errors import Refused
+from blockmig.migration.check import source as source_checks
+from blockmig.migration.policy import Overrides
+from blockmig.migration.records.files import (
+    Kind,
+    Location,
+    Phase,
+    Record,
+    Records,
+    this_host,
+)
+from blockmig.storage import DiskRefused
+from tests.unit.support import ONE
+
+from .case import DATA, NAMED, SIZE, URI, CheckCase
+
+
+class SourceTests(CheckCase):
+    def record(self, kind, phase=Phase.COPIED, **more):
+        fields = {"identified": True, "identity": self.source.identity(), "id": "web-7", **more}
+        here = Location(this_host(), self.source.path)
+        record = Record(ONE, phase, 1, SIZE, here, Location(address=URI), "then", **fields)
+        Records(self.source.path).write(kind, record)
+
+    def test_a_disk_that_cannot_be_examined(self):
+        self.source.fail("extents", OSError(5, "broken"))
+        self.check()
+        self.says("source", "failed", "memory", "cannot be read", "broken")
+
+    def test_a_directory_in_which_no_record_can_be_made(self):
+        os.rename(self.directories[0], self.directories[0] + "-gone")
+        self.check()
+        self.fails("records", "no such directory")
+        self.assertNotIn("permitted", self.results())
+
+    def test_a_disk_that_is_in_use(self):
+        async def refuse(disk, path, *, readers, runtime):
+            raise Refused(f"{path}: is open in qemu; close it first, or use in_use_anyway=True")
+
+        self.patch(source_checks, "refuse_in_use", refuse)
+        self.check()
+        self.fails("in-use", "is open in qemu")
+        self.told.clear()
+        self.check(overrides=Overrides(in_use_anyway=True))
+        self.warns("in-use", "in_use_anyway=True")
+
+    def test_an_image_of_another_format(self):
+        self.source.poke(0, b"QFI\xfb")
+        self.check()
+        self.fails("format", "looks like a qcow2 image", "raw_anyway=True")
+        self.told.clear()
+        self.check(raw_anyway=True)
+        self.assertTrue(self.report.can_begin)
+
+    def test_a_disk_that_cannot_be_deleted(self):
+        self.source.fail("check_unlink", DiskRefused("memory: has 2 hard links"))
+        self.check(unlink=True)
+        self.fails("unlink", "has 2 hard links")
+        self.told.clear()
+        self.check()
+        self.assertNotIn("unlink", self.results())
+        self.assertTrue(self.report.can_begin)
+
+    def test_a_disk_that_can_be_deleted(self):
+        self.check(unlink=True)
+        self.says("unlink", "ok", "can be deleted")
+        self.assertFalse(self.source.unlinked)
+
+    def test_an_unfinished_copy_is_no_source(self):
+        self.record(Kind.INCOMPLETE)
+        self.check()
+        self.fails("permitted", "is a copy that is not known to be complete")
+
+    def test_all_of_it_is_looked_at_whatever_was_found(self):
+        self.record(Kind.INCOMPLETE)
+        self.receive()
+        self.check(overrides=Overrides(overwrite=True))
+        for name in ("destination", "export", "receiver", "still"):
+            self.says(name, "ok")
+
+    def test_what_is_done_already(self):
+        self.record(Kind.MIGRATED, retired="then", confirmed="then")
+        self.check()
+        self.assertEqual("nothing is left to do", self.report.conclusion)
+        self.assertTrue(self.report.can_begin)
+        self.assertEqual([], self.endpoint.connections)
+
+    def test_what_is_only_to_be_finished(self):
+        self.record(Kind.MIGRATING, unlink=False, side_export=True)
+        self.record(Kind.MIGRATED, retired="then", side_export=True)
+        self.check()
+        self.assertTrue(self.report.can_begin)
+        self.assertEqual("what is left of the migration can be finished", self.report.conclusion)
+        self.says("permitted", "ok", "was retired in an earlier run")
+        self.says("state", "ok")
+        self.assertNotIn("in-use", self.results())
+        self.assertNotIn("rate", self.results())
+
+    def test_the_records_are_as_before(self):
+        self.record(Kind.MIGRATING, Phase.COPYING)
+        path = Records(self.source.path).name(Kind.MIGRATING)
+        before = os.stat(path)
+        with open(path, "rb") as file:
+            content = file.read()
+        self.check()
+        after = os.stat(path)
+        with open(path, "rb") as file:
+            self.assertEqual(content, file.read())
+        self.assertEqual((before.st_mtime_ns, before.st_ino), (after.st_mtime_ns, after.st_ino))
+        self.assertEqual([os.path.basename(path)], os.listdir(self.directories[0]))
+
+
+class StillTests(CheckCase):
+    def during(self, change):
+        """Have something happen to the source between the two looks."""
+        self.source.before = lambda look: change() if look == 1 else None
+        self.check()
+
+    def test_one_that_is_written_to(self):
+        self.during(lambda: setattr(self.source, "written", 2))
+        self.fails("still", "was written to", "blockmig mirror")
+
+    def test_one_that_is_touched(self):
+        self.during(lambda: setattr(self.source, "touched", 2))
+        self.warns("still", "was touched")
+
+    def test_one_that_loses_its_name(self):
+        self.during(lambda: setattr(self.source, "displaced", "another file has its name"))
+        self.fails("still", "another file has its name")
+
+    def test_one_whose_version_cannot_be_read_any_more(self):
+        def fail():
+            raise OSError(5, "broken")
+
+        self.during(fail)
+        self.fails("still", "broken")
+
+
+class PathTests(CheckCase):
+    """A file of its own is opened and closed by the check."""
+
+    def setUp(self):
+        super().setUp()
+        self.path = self.directories[0] + "/file"
+        with open(self.path, "wb") as file:
+            file.write(DATA)
+
+    def test_a_file_is_locked_only_as_long_as_it_is_checked(self):
+        self.begin(disk=self.path)
+        self.assertRaises(DiskRefused, open_disk, self.path)
+        self.endpoint.pump()
+        self.reported()
+        self.assertTrue(self.report.can_begin)
+        open_disk(self.path).close()
+
+    def test_a_file_is_as_before(self):
+        before = os.stat(self.path)
+        directory = os.stat(self.directories[0])
+        self.check(disk=self.path)
+        after = os.stat(self.path)
+        self.assertEqual(
+            (before.st_mtime_ns, before.st_ctime_ns, before.st_blocks),
+            (after.st_mtime_ns, after.st_ctime_ns, after.st_blocks),
+        )
+        self.assertEqual(directory.st_mtime_ns, os.stat(self.directories[0]).st_mtime_ns)
+        self.assertEqual(["file"], os.listdir(self.directories[0]))
+
+    def test_a_file_that_is_not_there(self):
+        self.check(disk=self.path + "-none")
+        self.fails("permitted", "no such file")
+        self.says("destination", "ok")
+        self.says("receiver", "ok")
+
+    def test_a_directory(self):
+        self.check(disk=self.directories[0])
+        self.fails("source", "is a directory, not a disk")
+        self.says("destination", "ok")
+
+    def test_a_file_that_is_locked(self):
+        other = open_disk(self.path)
+        self.addCleanup(other.close)
+        self.check(disk=self.path)
+        self.fails("source", self.path)
+
+    def test_a_check_that_is_cancelled_closes_it(self):
+        self.begin(NAMED, disk=self.path)
+        self.checking.cancel()
+        self.checking.addErrback(lambda _: None)
+        self.endpoint.pump()
+        open_disk(self.path).close()
