@@ -370,6 +370,7 @@ class ImportsTests(SynchronousTestCase):
     def test_send_and_receive_import_only_their_own_end(self):
         for own, *arguments in (
             (["send", "send_operation", "progress", "screen"], "send", "/nowhere/disk", "nbd://h/"),
+            (["check", "send", "check_operation"], "check", "/nowhere/disk", "nbd://[::1]:1/"),
             (
                 ["receive", "receive_operation", "listening", "systemd"],
                 "receive",
@@ -379,5 +380,6 @@ class ImportsTests(SynchronousTestCase):
         ):
             loaded = self.loaded(1, *arguments)
             self.assert_own(loaded, *own, "operations", "logs", "signals")
-            other = {"send": "destination", "receive": "source"}[arguments[0]]
+            ends = {"send": "destination", "check": "destination", "receive": "source"}
+            other = ends[arguments[0]]
             self.assert_none(loaded, f"blockmig.migration.{other}", "blockmig.migration.mirror")

@@ -208,6 +208,48 @@ class SendTests(Case):
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
         self.refused("less than one byte", "send", "x", "nbd://h/", "--max-rate", "0")
 
+    def test_send_prints_JSON_of_a_check_only(self):
+        options = self.parse("send", "x", "nbd://h/", "--dry-run", "--json")
+        self.assertEqual((1, 1), (options["dry-run"], options["json"]))
+        self.refused("--json is for --dry-run", "send", "x", "nbd://h/", "--json")
+
+
+class CheckTests(Case):
+    def test_check_has_its_defaults(self):
+        options = self.parse("check", "disk.img", "nbd://host/name")
+        self.assertEqual(("disk.img", "name"), (options["file"], options.uri.export))
+        self.assertEqual(b"", options.secret)
+        for name, value in {
+            "unlink": 0,
+            "overwrite": 0,
+            "in-use-anyway": 0,
+            "raw-anyway": 0,
+            "plain": 0,
+            "json": 0,
+            "id": None,
+            "state-dir": None,
+            "max-rate": None,
+            "timeout": 10.0,
+        }.items():
+            self.assertEqual(value, options[name], name)
+
+    def test_check_takes_whatever_its_operation_asks_for_as_send_does(self):
+        """One operation is given the options of both."""
+        kinds = {command.name: command.load().Options for command in COMMANDS}
+        check, send = (
+            {option.name for option in (*kind.optFlags, *kind.optParameters)}
+            for kind in (kinds["check"], kinds["send"])
+        )
+        self.assertEqual(set(), check - send)
+        self.assertEqual({"again", "retry", "dry-run", "give-up-after", "progress"}, send - check)
+
+    def test_bad_options_of_check_are_refused(self):
+        self.refused("DISK URI", "check", "x")
+        self.refused("DISK and URI are swapped", "check", "nbd://h/", "x")
+        self.refused("is not an NBD URI", "check", "x", "http://h/")
+        self.refused("not a number of seconds", "check", "x", "nbd://h/", "--timeout", "0")
+        self.refused("contradict", "check", "x", "nbd://h/", "-q", "-v")
+
 
 class MoveTests(Case):
     def test_move_has_its_defaults(self):

@@ -159,12 +159,12 @@ class ReceiverChecks:
 
     def _judge_state(self, message: HandoffMessage, findings: Findings) -> None:
         context, notes = self._context, self._notes
-        if findings.receiving:
+        if findings.state == "failed":
+            notes.fail("state", "the disk there has failed: the receiver is about to end")
+        elif findings.receiving:
             ours = context is not None and is_same_migration(message, context.record.record)
             say = notes.warn if ours else notes.fail
             say("state", f"the receiver is busy: it has an attempt of {findings.receiving}")
-        elif findings.state == "failed":
-            notes.fail("state", "the disk there has failed: the receiver is about to end")
         else:
             notes.ok("state", f"the receiver is not busy (its state: {findings.state})")
 

@@ -104,7 +104,6 @@ class Rehearsal(ClientHandler):
             self._timer.cancel()
         if self._copier is not None:
             self._copier.stop()
-        self._context.silence.over()
         self._connection.abort()
 
     def _end(self, outcome: Rehearsed | Failure) -> None:

@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError
 from blockmig import claims
 from blockmig.client import Destination
 from blockmig.errors import InUse, Summary
+from blockmig.migration.check import rehearsal
 from blockmig.migration.destination import checks, handoff_export, scratch
 from blockmig.migration.destination.disk import DestinationDisk
 from blockmig.migration.handoff.message import BadMessage, decode_message
@@ -221,6 +222,19 @@ class ReceiverTests(CheckCase):
             self.clock_there(time)
             self.warns("clock", "not understood")
 
+    def test_a_disk_that_has_failed_there(self):
+        client = Client(self.clock, self.build(), cookie=7)
+        handoff = HandoffClient(self.clock, self.build())
+        more = {"id": "web-7", "size": SIZE}
+        self.assertEqual(0, handoff.notify("copying", ONE, 7, **more))
+        self.target.fail("write", OSError(5, "broken"))
+        client.write(0, b"x")
+        self.assertEqual([Errno.EIO], client.errors())
+        self.begin()
+        self.endpoint.pump()
+        self.report = self.successResultOf(self.checking)
+        self.says("state", "failed", "has failed")
+
     def test_a_whole_copy_of_another_migration(self):
         self.receiver.stop()
         self.endpoint.pump()
@@ -313,6 +327,35 @@ class RateTests(CheckCase):
         self.reported()
         self.says("rate", "ok", "MB/s", "of data would take")
         self.nothing_is_changed()
+
+    def until_sending(self):
+        """Let it come to the middle of the rehearsal."""
+        self.begin()
+        for _ in range(10_000):
+            if self.endpoint.connections and self.endpoint.connections[-1].bytes > 400_000:
+                return self.endpoint.connections[-1]
+            if not self.endpoint.step():
+                self.clock.advance(0)
+        self.fail("nothing is sent")
+
+    def test_a_wire_that_stands_still_is_not_waited_for(self):
+        wire = self.until_sending()
+        wire.stall()
+        self.endpoint.advance(1.9)
+        self.assertNoResult(self.checking)
+        self.endpoint.advance(0.2)
+        wire.resume()
+        self.endpoint.pump()
+        self.reported()
+        self.says("rate", "ok", "in 2.0 s")
+
+    def test_no_more_is_sent_than_some_bytes(self):
+        self.check()
+        whole = self.item("rate").figures["sent"]
+        self.told.clear()
+        self.patch(rehearsal, "MOST", whole // 3)
+        self.check()
+        self.assertLess(self.item("rate").figures["sent"], whole // 2)
 
     def test_what_the_data_would_take_is_told_by_how_far_it_got(self):
         """Zeroes that are no hole are read, and not sent: that must not look like a slow wire."""
