@@ -16,8 +16,8 @@ source is gone if and only if ``--unlink`` was given. Blocks tagged ``json event
 the fields that there really are. ``text`` is not run. Blocks tagged ``python`` are; again, what
 stands behind the tag says how:
 
-* ``run=migrate``, ``run=resume``, ``run=service``, ``run=mirror``: a program, which has a test of
-  its own here, as have the lines of ``run=receive``;
+* ``run=migrate``, ``run=resume``, ``run=check``, ``run=service``, ``run=mirror``: a program, which
+  has a test of its own here, as have the lines of ``run=receive``;
 * ``run=web.tac``, ``run=disks.tac``: a file for twistd, likewise;
 * ``file=…``: a module that is there under this name when the document's tests run;
 * ``trial``, ``pytest``: tests, which have to pass, and to fail where that module is broken.
@@ -426,6 +426,37 @@ def test_the_resuming_program_of_the_documents_works_before_and_after_a_crash(
     assert "there is nothing to do" in said
 
 
+def test_the_checking_program_of_the_documents_says_whether_a_migration_could_begin(
+    tmp_path: Path,
+) -> None:
+    source, where = tmp_path / "a", f"unix:{tmp_path}/receiver"
+    source.write_bytes(random.Random(8).randbytes(5_000_001))
+    receive = [sys.executable, "-m", "blockmig", "receive", "--file", str(tmp_path / "b")]
+    receive += ["--size", "5000001", "--listen", where, "--id", "nightly"]
+
+    def run(id: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [*program("check", tmp_path), str(source), where, id],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+    with subprocess.Popen(receive, stderr=subprocess.PIPE, text=True) as receiver:
+        try:
+            wait_until_listening_at(tmp_path / "receiver")
+            assert run("nightly") == (0, "the migration can begin\n")
+            status, said = run("weekly")
+            assert status == 1
+            assert "receiver: the receiver there was started for another migration" in said
+            assert "the migration cannot begin: 1 of" in said
+        finally:
+            receiver.kill()
+    assert source.exists()
+
+
 @contextlib.contextmanager
 def service(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, int]]]:
     """The serving program, and its ports by their names."""
@@ -682,7 +713,8 @@ def test_every_python_block_is_run() -> None:
         if block.language == "python":
             assert len(block.tags) == 2, block
             assert block.tags[1] in (
-                *("run=receive", "run=migrate", "run=resume", "run=service", "run=mirror"),
+                *("run=receive", "run=migrate", "run=resume", "run=check"),
+                *("run=service", "run=mirror"),
                 *("run=web.tac", "run=disks.tac", "file=joined.py", "file=product.py"),
                 *("trial", "pytest"),
             ), block
