@@ -47,6 +47,7 @@ from .rules import changes_the_disk, check_request, describe_refusal
 from .side_exports import (
     HANDOFF_EXPORT,
     SCRATCH_EXPORT,
+    SCRATCH_SIZE,
     SERVED_EXPORT,
     handoff_export_name,
     served_export_name,
@@ -81,6 +82,7 @@ __all__ = [
     "REQUEST_MAGIC",
     "REQUEST_SIZE",
     "SCRATCH_EXPORT",
+    "SCRATCH_SIZE",
     "SERVED_EXPORT",
     "SIMPLE_REPLY",
     "SIMPLE_REPLY_MAGIC",

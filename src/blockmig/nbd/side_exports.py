@@ -21,6 +21,10 @@ SERVED_EXPORT: Final = ".served"
 SCRATCH_EXPORT: Final = ".scratch"
 """The suffix of a receiver's export that stores nothing."""
 
+SCRATCH_SIZE: Final = 1 << 62
+"""Bytes that it is said to have: any offset of a disk is within that, and no disk is so large, so
+that none can be taken for it."""
+
 
 def _side_export_name(export: str, ending: str) -> str | None:
     name = export + ending

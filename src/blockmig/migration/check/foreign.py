@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ...client import NBDClient
 from ...errors import MigrationError
+from ...nbd import LocalProtocolError
 from ...storage import sample_ranges
 from ...units import format_bytes
 from ..source.admission import Admission, PeerCapabilities
@@ -31,8 +34,15 @@ async def check_foreign(
         "records, or which migration it is. (One that serves one client only, as qemu-nbd "
         "does unless told otherwise, has served it now: start it again.)",
     )
-    if context is None or peer is None:
-        return
+    if context is not None and peer is not None:
+        await _check_content(context, peer, client, notes)
+    with suppress(LocalProtocolError):  # it owes us an answer: then the connection is dropped
+        await client.disconnect()
+
+
+async def _check_content(
+    context: AttemptContext, peer: PeerCapabilities, client: NBDClient, notes: Notes
+) -> None:
     try:
         await Admission(context, client.read, peer.longest).check_foreign()
     except (MigrationError, AttemptFailed) as error:

@@ -5,6 +5,7 @@ Owns that connection. Rules:
 
 * the disk goes the way that it will go: the scan, the copier and the connection are those of an
   attempt, only that the export is the receiver's NAME.scratch;
+* nothing is written but to what cannot be a disk, whoever has the address by then;
 * it takes two seconds, and no more bytes than the receiver would take;
 * how the connection ends says nothing, unless nothing was measured before that.
 """
@@ -20,7 +21,7 @@ from twisted.python.failure import Failure
 
 from ...client import ClientConnection, ClientFactory, ClientFailed, ClientHandler
 from ...errors import LocalFailure
-from ...nbd import SCRATCH_EXPORT, ClientHandshake, Negotiated
+from ...nbd import SCRATCH_EXPORT, SCRATCH_SIZE, ClientHandshake, Negotiated
 from ...runtime import wait_for_other
 from ...syscalls import describe_error
 from ...transport import Pacer
@@ -120,6 +121,9 @@ class Rehearsal(ClientHandler):
     def negotiated(self, negotiated: Negotiated) -> None:
         """Begin to send."""
         export = negotiated.export
+        if export.size != SCRATCH_SIZE:
+            self._connection.fail("what is called so there is no export that stores nothing")
+            return
         longest = min(REQUEST, export.maximum_payload)
         self._copier = copier = Copier(
             self._context,

@@ -18,13 +18,18 @@ from typing import Any, Final
 from twisted.internet.interfaces import IDelayedCall
 from zope.interface import implementer
 
-from ...nbd import SCRATCH_EXPORT, Command, Errno, Export, Request, TransmissionFlag
+from ...nbd import (
+    SCRATCH_EXPORT,
+    SCRATCH_SIZE,
+    Command,
+    Errno,
+    Export,
+    Request,
+    TransmissionFlag,
+)
 from ...server import IExportHandler, ServerConnection
 from .checks import Checks
 from .migration import IncomingMigration
-
-SIZE: Final = 1 << 62
-"""Bytes: whatever disk is sent, its offsets are within that."""
 
 MOST: Final = 8 << 30
 """Bytes that may be written."""
@@ -41,7 +46,7 @@ class _NoDisk:
     called."""
 
     name = "the scratch export"
-    size = SIZE
+    size = SCRATCH_SIZE
 
     def fileno(self) -> None: ...
 
@@ -69,7 +74,7 @@ class ScratchExport:
     ) -> None:
         self.export = Export(
             name + SCRATCH_EXPORT,
-            SIZE,
+            SCRATCH_SIZE,
             TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_WRITE_ZEROES,
             maximum_payload=_PAYLOAD,
             allocation=False,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from twisted.internet.defer import CancelledError
 
-from blockmig import claims
+from blockmig import Exports, Server, claims
 from blockmig.client import Destination
 from blockmig.errors import InUse, Summary
 from blockmig.migration.check import rehearsal
@@ -19,7 +20,7 @@ from blockmig.migration.source.sender import Sender
 from blockmig.nbd import Command, Errno
 from blockmig.runtime import Runtime
 from blockmig.storage import Room
-from blockmig.testing import ManualThreads, synchronous
+from blockmig.testing import ManualThreads, MemoryDisk, synchronous
 from tests.unit.support import ONE, Client, HandoffClient, RecordedDisk
 
 from .case import DATA, NAMED, SECRET, SIZE, URI, CheckCase, Source
@@ -123,6 +124,19 @@ class GoodPairTests(CheckCase):
         self.check()
         self.assertEqual([False], [message.migration == ONE for message in written])
         self.assertEqual("web-7", written[0].id)
+
+
+class SharedPortTests(CheckCase):
+    def test_a_receiver_that_shares_its_port_lends_its_scratch_export_as_well(self):
+        exports = Exports(runtime=Runtime(self.clock, synchronous))
+        exports.add(self.receiver)
+        self.factory = exports.factory()
+        self.check()
+        self.assertEqual({"ok"}, set(self.results().values()))
+        self.told.clear()
+        self.patch(scratch.ScratchExport, "refusal", lambda export: "no time")
+        self.check()
+        self.warns("rate", "no time")
 
 
 class WhoTests(CheckCase):
@@ -387,6 +401,24 @@ class RateTests(CheckCase):
         self.source.fail("read", OSError(5, "broken"))
         self.check(raw_anyway=True)
         self.fails("rate", "memory", "cannot be read", "broken")
+
+    def test_nothing_is_written_to_a_disk_of_that_name(self):
+        disk = MemoryDisk(SIZE)
+        other = Server(disk, export=".scratch", runtime=Runtime(self.clock, synchronous))
+        self.patch(
+            self.factory,
+            "settings",
+            replace(self.factory.settings, lookup=self.lookup(other), refusal=lambda name: ""),
+        )
+        self.check()
+        self.warns("rate", "no export that stores nothing")
+        self.assertEqual(bytes(SIZE), disk.content)
+        other.stop()
+
+    def lookup(self, other):
+        """Names as before, but for one that is another server's."""
+        before, beside = self.factory.settings.lookup, other.factory().settings.lookup
+        return lambda name: beside(name) if name == ".scratch" else before(name)
 
     def test_a_disk_without_data(self):
         self.source = type(self.source)(bytes(SIZE), self.source.path)

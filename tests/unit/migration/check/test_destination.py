@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError
 from twisted.internet.protocol import Factory, Protocol
 
 from blockmig import Server
@@ -27,6 +27,8 @@ class ReadServer(HandServer):
         held, self.held = self.held, []
         for request in held:
             error = self.answer(request)
+            if error is None:
+                continue
             end = request.offset + request.length
             reading = request.command == Command.READ and not error
             data = [bytes(self.data[request.offset : end])] if reading else []
@@ -89,11 +91,30 @@ class ForeignTests(CheckCase):
         self.check()
         self.says("content", "failed", "cannot be read")
 
+    def test_one_that_falls_silent(self):
+        self.serve(answer=lambda request: 0 if request.length < 100 else None)
+        self.begin(ANYBODY)
+        self.endpoint.advance(9)
+        self.assertNoResult(self.checking)
+        self.endpoint.advance(1)
+        self.reported()
+        self.fails("content", "cannot be read", "said nothing for 10 s")
+
+    def test_one_that_is_silent_from_the_beginning(self):
+        self.serve(answer=lambda request: None)
+        self.begin(ANYBODY)
+        self.endpoint.advance(10)
+        self.reported()
+        self.says("round-trip", "failed", "said nothing for 10 s")
+        self.says("content", "failed", "cannot be read")
+
     def test_nothing_but_reads_is_asked_of_it(self):
         self.serve()
         self.check()
         asked = {command for server in self.servers for command in server.commands()}
-        self.assertEqual({Command.READ}, asked)
+        self.assertEqual({Command.READ, Command.DISC}, asked)
+        (server,) = self.servers
+        self.assertTrue(server.lost.check(ConnectionDone))
 
     def test_one_that_cannot_check_an_id(self):
         self.plain(SIZE)

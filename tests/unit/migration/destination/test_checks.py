@@ -12,7 +12,7 @@ from blockmig.migration.destination import scratch
 from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.identity import Identity
 from blockmig.migration.records.files import Kind
-from blockmig.nbd import Command, Errno, HandshakeRefused, OptionReply
+from blockmig.nbd import SCRATCH_SIZE, Command, Errno, HandshakeRefused, OptionReply
 from blockmig.testing import ManualThreads
 from tests.unit.support import ADDRESS, ONE, TWO, Client
 
@@ -251,8 +251,8 @@ class ScratchTests(CheckCase):
     def test_what_is_written_is_thrown_away(self):
         self.checks()
         client = self.scratch()
-        self.assertEqual(scratch.SIZE, client.negotiated.export.size)
-        for offset in (0, 1 << 20, scratch.SIZE - 5):
+        self.assertEqual(SCRATCH_SIZE, client.negotiated.export.size)
+        for offset in (0, 1 << 20, SCRATCH_SIZE - 5):
             client.write(offset, b"x" * 5)
         client.send(Command.WRITE_ZEROES, 1 << 40, 1 << 30)
         client.send(Command.WRITE_ZEROES, 0, 4096)
