@@ -122,6 +122,7 @@ def bounds_of(peer: str, program: str, name: str, new: list[Step]) -> Explored:
 TWO_FAULTS = {
     # Those that two faults have to meet, and which.
     "sender:attempt: *source.look first*": {"swap source", "crash"},
+    "sender:attempt: no H.copied": {"cut", "stranger"},
     "sender:unsay: *": {"stop", "power"},
     "receiver:claim: *": {"stop", "cut", "power"},
     "receiver:rescue: *": {"swap target", "stop"},
