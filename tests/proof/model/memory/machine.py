@@ -529,7 +529,11 @@ class Machine:
         elif act == "new":
             if place.file[0] is not None or "n" in dict(history.home):
                 return
-            place = place._replace(file=durable(File(self.fresh_inode(place), "n")))
+            replaces = ("rm", where) in self.setting.others
+            if replaces and "" not in dict(history.home).values():
+                return  # nothing was removed there yet
+            # Durable, and so is the deletion of what had the name before.
+            place = place._replace(file=durable(File(self.fresh_inode(place), "n")), undo=())
             history = history._replace(home=tuple(sorted([*history.home, ("n", where)])))
         elif act == "rm":
             if place.file[0] is None or dict(history.home).get(place.file[0].content) != where:
