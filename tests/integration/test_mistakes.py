@@ -96,6 +96,13 @@ TABLE: tuple[tuple[str, int, str], ...] = (
         "are",
     ),
     (
+        "send disk nbd://127.0.0.1:PORT/ --json",
+        1,
+        "--json is for --dry-run: use --progress json, or --log-format json "
+        "(see `blockmig send --help`)",
+    ),
+    ("check disk", 1, "expected two arguments: DISK URI (see `blockmig check --help`)"),
+    (
         "send linked nbd://127.0.0.1:PORT/ --unlink",
         1,
         "error: linked: has 2 hard links; deleting one would not retire the disk",

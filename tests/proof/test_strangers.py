@@ -108,6 +108,18 @@ def claims_again_and_again(uri: str, stop: threading.Event) -> None:
             client.ask(wire.WRITE, 0, 4096, message("copying", random.getrandbits(60)))
 
 
+def checks_and_floods(uri: str, stop: threading.Event) -> None:
+    """Where there is no secret he is answered, since he knows the id, and may use what he is lent
+    until the sender comes."""
+    cookie = random.getrandbits(60)
+    with client_of(uri, ".handoff") as side:
+        side.ask(wire.WRITE, 0, 4096, message("checking", cookie, id=KNOWN))
+        with client_of(uri, ".scratch") as client:
+            while not stop.is_set():
+                client.send(wire.request(wire.WRITE, 0, MIB, cookie) + bytes(MIB))
+                client.reply()
+
+
 def does_all_that_a_sender_does(uri: str, stop: threading.Event) -> None:
     """But for the id, or the secret."""
     migration, cookie = str(uuid.uuid4()), random.getrandbits(60)
@@ -142,6 +154,7 @@ STRANGERS: Final[tuple[Callable[[str, threading.Event], None], ...]] = (
     zeroes_all_of_it,
     writes_a_byte_now_and_then,
     claims_again_and_again,
+    checks_and_floods,
     does_all_that_a_sender_does,
     repeats_what_a_page_says,
 )

@@ -138,7 +138,7 @@ class DestinationChecks:
         elif negotiated.listed:
             return  # a server of a disk in use, as was said
         await self._measure(lambda: client.read(0, negotiated.export.minimum_block))
-        await check_foreign(self._context, peer, client, self._notes)
+        await check_foreign(self._plan, self._context, peer, client, self._notes)
 
     def _check_export(self, negotiated: Negotiated) -> PeerCapabilities | None:
         """What is offered, and whether the disk fits."""
@@ -153,7 +153,7 @@ class DestinationChecks:
         }
         peer = None
         if self._context is None:
-            notes.ok("export", f"{export.size} bytes", **figures)
+            notes.ok("export", f"the export has {format_bytes(export.size)}", **figures)
             return None
         try:
             peer = check_peer(self._context, negotiated)
@@ -162,8 +162,8 @@ class DestinationChecks:
         else:
             notes.ok(
                 "export",
-                f"{format_bytes(export.size)}, the disk's size, and writable, in requests of at "
-                f"most {format_bytes(peer.longest)}",
+                f"the export has {format_bytes(export.size)}, as the disk, and can be written, in "
+                f"requests of at most {format_bytes(peer.longest)}",
                 **figures,
             )
         if flush:

@@ -214,7 +214,11 @@ class SourceChecks:
             )
         else:
             took = format_duration(seconds)
-            self._notes.ok("still", f"{disk.name}: nobody wrote to it in {took}", seconds=seconds)
+            self._notes.ok(
+                "still",
+                f"{disk.name}: nobody wrote to it during the check ({took})",
+                seconds=seconds,
+            )
 
 
 def _words(error: Exception) -> str:

@@ -62,7 +62,7 @@ class ForeignTests(CheckCase):
         self.plain(SIZE)
         self.check()
         self.warns("receiver", "is not a blockmig receiver", "start it again")
-        self.says("content", "ok", "holds nothing that was found", "KiB of it was read")
+        self.says("content", "ok", "holds nothing that was found in", "KiB of it")
         self.says("round-trip", "ok")
         self.assertNotIn("rate", self.results())
 

@@ -536,6 +536,22 @@ class WritableTests(Case):
         Records(self.path, system).check_writable()
         self.assertEqual(["disk.INCOMPLETE.tmp"], self.names())
 
+    def test_no_record_is_written_while_the_check_has_a_file_of_its_name(self):
+        """Each would remove the other's: a receiver is checked while it writes its record."""
+        real, held = os.open, []
+
+        def no_nameless(path, flags, mode=0):
+            if path == self.directory:
+                raise OSError(errno.EOPNOTSUPP, "no O_TMPFILE")
+            held.append(records._lock.locked())
+            return real(path, flags, mode)
+
+        system = SystemCalls()
+        self.patch(system, "open", no_nameless)
+        records = Records(self.path, system)
+        records.check_writable()
+        self.assertEqual([True], held)
+
     def test_a_name_must_leave_room_for_the_longest_record_name(self):
         longest = os.pathconf(self.directory, "PC_NAME_MAX")
         room = longest - len(".INCOMPLETE.tmp")
