@@ -89,6 +89,7 @@ class SystemCalls:
     close = staticmethod(os.close)
     stat = staticmethod(os.stat)
     fstat = staticmethod(os.fstat)
+    fstatvfs = staticmethod(os.fstatvfs)
     lseek = staticmethod(os.lseek)
     pread = staticmethod(os.pread)
     pwrite = staticmethod(os.pwrite)

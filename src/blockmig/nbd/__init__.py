@@ -46,10 +46,13 @@ from .handshake import (
 from .rules import changes_the_disk, check_request, describe_refusal
 from .side_exports import (
     HANDOFF_EXPORT,
+    LONGEST_SUFFIX,
     SERVED_EXPORT,
     handoff_export_name,
     served_export_name,
     side_exports,
+    size_in_name,
+    sized_export_name,
 )
 from .transmission import (
     DATA_CHUNK,
@@ -72,6 +75,7 @@ __all__ = [
     "DATA_CHUNK",
     "DEFAULT_PORT",
     "HANDOFF_EXPORT",
+    "LONGEST_SUFFIX",
     "MAXIMUM_LENGTH",
     "MAXIMUM_NAME",
     "MAXIMUM_PAYLOAD",
@@ -120,4 +124,6 @@ __all__ = [
     "parse_uri",
     "served_export_name",
     "side_exports",
+    "size_in_name",
+    "sized_export_name",
 ]

@@ -158,7 +158,7 @@ class Exports:
     def _owner_of(self, name: str) -> Any:
         """The owner of the export with that name; None where it is not offered."""
         for owner in self._open():
-            if name in owner.settings.names():
+            if owner.settings.lookup(name) is not None:
                 return owner
         return None
 
@@ -168,7 +168,8 @@ class Exports:
         return handler
 
     def _refusal(self, name: str) -> str:
-        return str(self._owner_of(name).refusal())
+        owner = self._owner_of(name)
+        return str(owner.settings.refusal(name) or owner.refusal())
 
 
 @implementer(IProtocolFactory, IConnectionOwner)

@@ -42,6 +42,7 @@ class _MessageDisk:
     @ivar nonce: what a proof must contain that is given here.
     @ivar accepted: the message that was last accepted here.
     @ivar another: the last message here is none of the migration that the receiver was started for.
+    @ivar refusal: why the disk cannot have the size that the last message here says; "" if it can.
     """
 
     name = "the side export"
@@ -52,13 +53,14 @@ class _MessageDisk:
         self.nonce = make_nonce()
         self.accepted: HandoffMessage | None = None
         self.another = False
+        self.refusal = ""
         self._migration = migration
 
     def fileno(self) -> None: ...
 
     def read(self, offset: int, length: int) -> bytes:
         message = self._migration.report.message(self.nonce, self.accepted)
-        message = replace(message, another=self.another)
+        message = replace(message, another=self.another, refusal=self.refusal)
         return message.encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
@@ -166,21 +168,43 @@ class HandoffExport:
         answer: EventualErrno
         sent = SentMessage(message, connection, self.disk.nonce)
         self.disk.another = False
-        if message.migration in self._void:
-            answer = self._migration.refuse(sent, "its sender has claimed it elsewhere meanwhile")
-        elif not message.is_from_sender:
+        self.disk.refusal = ""
+        if not message.is_from_sender:
             answer = self._migration.refuse(sent, "it is not a sender's message", Errno.EINVAL)
         else:
             self.disk.another = bool(self._migration.claims.why_not(message, sent.nonce))
-            answer = self._migration.ending_errno or self._migration.machine.take_message(sent)
-            if answer == Errno.OK or isinstance(answer, Deferred):
-                self.disk.accepted = message
-                self._factory.accepted(self, connection, message)
+            claims = message.phase == HandoffPhase.COPYING and not self.disk.another
+            sizing = self._migration.sizing
+            answer = self._size(sent) if claims and sizing.is_open else self._take(sent)
         return (
             _acknowledged(answer)
             if isinstance(answer, Errno)
             else answer.addCallback(_acknowledged)
         )
+
+    def _size(self, sent: SentMessage) -> EventualErrno:
+        """Take a claim if the disk, which has no size yet, can have the one that it says."""
+        size = sent.message.size
+        if size <= 0:
+            return self._migration.refuse(sent, f"its disk has {size} bytes", Errno.EINVAL)
+
+        def checked(why: str) -> EventualErrno:
+            self.disk.refusal = why
+            if why:
+                return self._migration.refuse(sent, why, Errno.ENOSPC)
+            return self._take(sent)
+
+        return self._migration.sizing.check(size).addCallback(checked)
+
+    def _take(self, sent: SentMessage) -> EventualErrno:
+        """Take a message, unless it is void by now."""
+        if sent.message.migration in self._void:
+            return self._migration.refuse(sent, "its sender has claimed it elsewhere meanwhile")
+        answer = self._migration.ending_errno or self._migration.machine.take_message(sent)
+        if answer == Errno.OK or isinstance(answer, Deferred):
+            self.disk.accepted = sent.message
+            self._factory.accepted(self, sent.connection, sent.message)
+        return answer
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None
