@@ -178,6 +178,18 @@ class SizeTests(Case):
         again.write(0, DATA)
         self.assertEqual([0], again.errors())
 
+    def test_a_claim_of_another_size_comes_too_late(self):
+        """It was made when there was no size; by now the attempt that has decided it is lost."""
+        late, _ = self.claimed(TWO, 8, 6000)
+        client, _ = self.claimed()
+        client.write(0, DATA[:10])
+        self.assertEqual([0], client.errors())
+        client.lose()
+        self.clock.advance(0)
+        late.write(5990, b"x")
+        self.assertEqual([errno.EPERM], late.errors())
+        self.assertEqual((SIZE, ONE), (self.size(), self.record().migration))
+
     def test_names_that_say_no_size_are_unknown(self):
         for name in (".sized-", ".sized-0", ".sized-05", ".sized--5", ".sized-5x", ".sized-1e3"):
             self.assertEqual(OptionReply.ERR_UNKNOWN, self.refusal(name).reply, name)
