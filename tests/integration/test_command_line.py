@@ -427,16 +427,22 @@ def test_an_address_that_is_added_later_is_listened_on(processes: Processes, roo
     assert receiver.events("exposed"), "it could be reached from elsewhere, and must say so"
 
 
+@pytest.mark.parametrize("thread", ["", "threading.Thread(target=time.sleep, args=[60]"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_after_the_end_does_not_change_the_status(
-    processes: Processes, room: Path, number: int
+    processes: Processes, room: Path, number: int, thread: str
 ) -> None:
-    """A process that has done its work takes a while to exit."""
+    """A process that has done its work takes a while to exit.
+
+    So does a thread, for the system, after it has ended for Python and was waited for.
+    """
     source = random_image(room / "source", MIB)
+    there = f"{thread}, daemon=True).start();" if thread else ""
     ended = processes.run(
         *ITS_OWN,
-        f"import atexit, os; atexit.register(os.kill, os.getpid(), {int(number)}); "
-        "from blockmig.cli.main import main; import sys; main(sys.argv[1:])",
+        f"import atexit, os, sys, threading, time; {there} "
+        f"atexit.register(lambda: os.kill(os.getpid(), {int(number)})); "
+        "from blockmig.cli.main import main; main(sys.argv[1:])",
         "send",
         source,
         NOWHERE,

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ..errors import AlreadyDone, ExitStatus, MigrationError, Summary
-from .signals import hold_signals, on_signals
+from .signals import hold_signals, ignore_signals, on_signals
 from .wording import in_options
 
 _log = Logger()
@@ -55,6 +55,7 @@ def run_operation(
 
     reactor.callWhenRunning(begin)
     reactor.run()
+    ignore_signals()
     return status[0]
 
 

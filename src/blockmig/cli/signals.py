@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from twisted.logger import Logger
 
 _log = Logger()
+
+_HANDLED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def on_signals(reactor: Any, stop: Callable[[str], None], *, survives_hangup: bool = False) -> None:
@@ -41,4 +43,14 @@ def hold_signals() -> None:
 
     Twisted puts the former handlers back when its reactor ends, and then a process takes a while.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+
+
+def ignore_signals() -> None:
+    """The same, once the reactor has put the former handlers back.
+
+    A thread that has ended, and was waited for, may be there for another moment: it would take a
+    signal that this one blocks.
+    """
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_IGN)

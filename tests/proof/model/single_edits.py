@@ -37,6 +37,7 @@ HARMLESS = {
     "sender:unsay: no MIGRATING(copying).rename*": "assumption 5, while it still says copied",
     "sender:unsay: no MIGRATING(copying).dirsync*": "assumption 5, while it may say copied",
     "sender:unsay: MIGRATING(copying).dirsync before *": "assumption 5, while it may say copied",
+    "sender:back: no back.copying": "a whole copy is nobody's disk before `retired`",
     "sender:back: *back.read": "it keeps one from claiming where there is no copy of this disk",
     "sender:attempt: M.connect before source.fsync*": "the scan has not begun",
     "*(*).write before *look*": "nobody sees a temporary file",
@@ -46,11 +47,11 @@ HARMLESS = {
     "receiver:claim: no claim": "it is taken for a foreign attempt, and the next one claims",
     "receiver:claim-kept: reply before claim": "both are memory",
     "*MIGRATED(confirmed).write before H.*": "nobody sees a temporary file",
+    "*MIGRATED(confirmed).write before M.* (plain)": "nobody sees a temporary file",
     "*RECEIVED.write before *": "nobody sees a temporary file",
     "receiver:look: look.dirsync before file.create": "the fsync of the record's directory does it",
     "receiver:claim: reply before claim": "both are memory",
     "receiver:write-first: block.write before file.size": "one fdatasync makes both durable",
-    "receiver:write-first: no block.write": "what is not written is not covered",
     "receiver:write*: reply before block.write*": "the FLUSH is handled after it",
     "receiver:flush: no disk.fdatasync": "while it is not whole, FLUSH promises nothing",
     "receiver:flush: no reply": "while it is not whole, FLUSH promises nothing",
@@ -122,8 +123,11 @@ def bounds_of(peer: str, program: str, name: str, new: list[Step]) -> Explored:
 TWO_FAULTS = {
     # Those that two faults have to meet, and which.
     "sender:attempt: *source.look first*": {"swap source", "crash"},
+    "sender:attempt: no H.copied": {"cut", "stranger"},
     "sender:unsay: *": {"stop", "power"},
     "receiver:claim: *": {"stop", "cut", "power"},
+    "receiver:claim: *INCOMPLETE(copying).rename": {"swap source", "crash"},
+    "receiver:claim: *INCOMPLETE(copying).dirsync*": {"stranger", "crash"},
     "receiver:rescue: *": {"swap target", "stop"},
 }
 

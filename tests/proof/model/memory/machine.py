@@ -121,7 +121,9 @@ class Machine:
             last = place.migrated[0]
             there = state.places[self.at[command.to]].incomplete[0]
             same = there is not None and last is not None and there.migration == last.migration
-            return what == "again" and same and there.phase == TOLD
+            # Not before its receiver is there: others that wait for one may have to give up first.
+            listens = state.receivers[self.at[command.to]] is not None
+            return what == "again" and same and there.phase == TOLD and listens
         copy = place.incomplete[0]
         if copy is None or copy.phase < COPIED:
             return False
@@ -321,7 +323,12 @@ class Machine:
             else:
                 record = record._replace(confirmed=phase == "confirmed", phase=TOLD)
                 retires = phase == "retired"
-            place = place._replace(**{kind: changed(getattr(place, kind), record)})
+            said = [one for one in (place.migrating[0], place.migrated[0]) if one is not None]
+            ours = any(one.migration == record.migration for one in said)
+            # Whoever finishes looks first whether another process has finished it meanwhile, and
+            # the disk has come back; nothing comes between that look and the write.
+            if ours or phase not in ("confirmed", "alone"):
+                place = place._replace(**{kind: changed(getattr(place, kind), record)})
         if retires:
             place = place._replace(undo=(history.home, history.sent[p], history.doubled))
             if getattr(self.commands[sender.command], "overwrite", False):
@@ -529,7 +536,11 @@ class Machine:
         elif act == "new":
             if place.file[0] is not None or "n" in dict(history.home):
                 return
-            place = place._replace(file=durable(File(self.fresh_inode(place), "n")))
+            replaces = ("rm", where) in self.setting.others
+            if replaces and "" not in dict(history.home).values():
+                return  # nothing was removed there yet
+            # Durable, and so is the deletion of what had the name before.
+            place = place._replace(file=durable(File(self.fresh_inode(place), "n")), undo=())
             history = history._replace(home=tuple(sorted([*history.home, ("n", where)])))
         elif act == "rm":
             if place.file[0] is None or dict(history.home).get(place.file[0].content) != where:

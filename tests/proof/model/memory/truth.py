@@ -143,7 +143,8 @@ class Checked(Machine):
         return ""
 
     def good_loop(self, state: State) -> str:
-        return ""
+        """A receiver that is started again and again, and whose sender does not come."""
+        return "human" if self.good_end(state) == "human" else ""
 
     def good_end(self, state: State) -> str:
         """Nothing that was retired is left unfinished."""
@@ -158,8 +159,9 @@ class Checked(Machine):
             copy = place.incomplete[0]
             if copy is not None and copy.phase == TOLD:
                 source = state.places[self.at[copy.to]]
-                if source.file[0] is not None and source.migrated[0] is None:
-                    return "human"  # and its sender does not get past it
+                there, went = source.file[0], source.migrated[0]
+                if there is not None and (went is None or went.inode != there.inode):
+                    return "human"  # its sender does not get past what somebody has put there
             if copy is not None and copy.phase == TOLD and p not in state.history.forgotten:
                 return "forgotten" if state.history.forgotten else ""
         return "finished" if any(state.history.got) else "nothing"
