@@ -24,8 +24,9 @@ Rules kept by the client:
 * structured replies and C{base:allocation} are requested only where the caller wants them; if the
   server refuses, the handshake continues without them, as L{Negotiated} shows;
 * then GO, with a request for the block sizes; EXPORT_NAME only if the server does not support GO.
-  Where the server's policy refuses that export, GO is sent for another one if the caller has named
-  one; a server that does not know that has only refused the first;
+  Where the policy of a server that has listed what was looked for refuses that export, GO is sent
+  for another one if the caller has named one; if the server does not know that, it has only refused
+  the first;
 * a reply must be to the option that was sent, and its size is bounded;
 * block sizes that contradict the protocol are the server's error; nothing is guessed.
 """
@@ -328,8 +329,8 @@ class ClientHandshake(Conversation[Negotiated]):
     """The client's side, newstyle or oldstyle as the server speaks.
 
     @param name: the wanted export; an oldstyle server has only one, and is not told the name.
-    @param instead: the export that is wanted where the server's policy refuses the first; "" for
-        none.
+    @param instead: the export that is wanted where the policy of a server that lists one of
+        C{look_for} refuses the first; "" for none.
     @param look_for: the names of other exports, which may or may not be listed.
     @param structured: request structured replies; `ClientTransmission` does not understand them.
     @param allocation: also request the metadata context C{base:allocation}, if the server grants
@@ -378,7 +379,7 @@ class ClientHandshake(Conversation[Negotiated]):
                 structured = yield from self._structured_reply()
             if structured and self._wants_allocation:
                 allocation = yield from self._set_allocation()
-            export = yield from self._go_somewhere()
+            export = yield from self._go_somewhere(bool(listed))
         if export is None:
             self._option(Option.EXPORT_NAME, self._name)
             size, export_flags = _EXPORT_ANSWER.unpack((yield _EXPORT_ANSWER.size))
@@ -437,12 +438,16 @@ class ClientHandshake(Conversation[Negotiated]):
                 raise RemoteProtocolError(f"reply {reply} does not answer SET_META_CONTEXT")
             (number,) = struct.unpack_from("!I", data)
 
-    def _go_somewhere(self) -> Steps[Export | None]:
-        """Negotiate the wanted export, or the other one; None if the server does not support GO."""
+    def _go_somewhere(self, knows_others: bool) -> Steps[Export | None]:
+        """Negotiate the wanted export, or the other one; None if the server does not support GO.
+
+        @param knows_others: the server lists an export that was looked for.
+        """
         try:
             return (yield from self._go(self._name))
         except HandshakeRefused as refused:
-            if refused.reply != OptionReply.ERR_POLICY or not self._instead:
+            by_policy = refused.reply == OptionReply.ERR_POLICY
+            if not (by_policy and knows_others and self._instead):
                 raise
             try:
                 return (yield from self._go(self._instead))

@@ -22,10 +22,11 @@ UNSIZED = Export("disk", 0, FLAGS)
 SIZED = Export("disk.sized-77", 77, FLAGS)
 
 
-def negotiated(exports, refusals, **wanted):
-    client = ClientHandshake("disk", **wanted)
+def negotiated(exports, refusals, names=("disk.handoff",), **wanted):
+    client = ClientHandshake("disk", ["disk.handoff"], **wanted)
     server = ServerHandshake(
         {export.name: export for export in exports}.get,
+        lambda: names,
         refusal=lambda name: refusals.get(name, ""),
     )
     while True:
@@ -64,6 +65,14 @@ class InsteadTests(SynchronousTestCase):
         self.assertEqual(
             (OptionReply.ERR_POLICY, "too many"),
             self.refused([UNSIZED, SIZED], refusals, instead=SIZED.name),
+        )
+
+    def test_a_server_of_another_kind_is_asked_once(self):
+        """It may hang up after its refusal, and then that would not be known."""
+        refusals = {"disk": "not yet"}
+        self.assertEqual(
+            (OptionReply.ERR_POLICY, "not yet"),
+            self.refused([UNSIZED, SIZED], refusals, ("disk",), instead=SIZED.name),
         )
 
     def test_an_unknown_export_is_no_matter_of_policy(self):
