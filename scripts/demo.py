@@ -203,9 +203,9 @@ class Demo:
         self.failures += not holds
         say("[green]✔[/]" if holds else "[red]✘[/]", text if holds else f"[red]{text}[/]")
 
-    def migrate(self, before: str, total: int) -> None:
+    def migrate(self, before: str) -> None:
         heading("Two processes")
-        receiver = self.start_receiver(total)
+        receiver = self.start_receiver()
         try:
             self.send(receiver, before)
         finally:
@@ -213,8 +213,10 @@ class Demo:
                 receiver.kill()
                 receiver.wait()
 
-    def start_receiver(self, total: int) -> subprocess.Popen[str]:
-        command = ["receive", "--file", str(self.destination), "--size", str(total)]
+    def start_receiver(self) -> subprocess.Popen[str]:
+        command = ["receive", str(self.destination)]
+        if shutil.disk_usage(self.destination.parent).free < length(self.source):
+            command.append("--no-space-check")  # its data is less: that was checked before
         command += ["--listen", "tcp:0:interface=127.0.0.1"]
         console.print(f"   [cyan]$ blockmig {escape(shlex.join(command))}[/]")
         return subprocess.Popen(
@@ -300,7 +302,7 @@ def demonstrate(work: Path, own: Path | None, keep: bool) -> int:
     before = digest(source)
     say("[green]•[/]", f"sha256 {before}")
     demo = Demo(source, destination, check)
-    demo.migrate(before, length(source))
+    demo.migrate(before)
     if own is not None and stands_still:
         holds = state(own) == as_it_was
         demo.prove(holds, "your own disk is unchanged" if holds else "your own disk has changed")

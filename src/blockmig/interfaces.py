@@ -145,6 +145,25 @@ class IRecordedDisk(IDisk):
         """
 
 
+class ISizedLater(IRecordedDisk):
+    """A disk that may get its size from the first migration into it.
+
+    Its C{size} is 0, and it is C{blank}, until a C{Receiver} says what it will be; the file has it
+    once it is L{prepare}d. Nothing is read from it or written to it before.
+    """
+
+    def determine_size(size: int) -> None:
+        """This is the size, in bytes; called once, before L{prepare}, of a disk that has none."""
+
+    def check_size(size: int, room: bool = True) -> None:
+        """I{Slow.} Check that the disk can have that size; nothing is changed.
+
+        @param room: also check that there is room for all of it, beside what it has already.
+        @raise blockmig.storage.DiskRefused: it cannot.
+        @raise OSError: that cannot be found out.
+        """
+
+
 class IUnlinkableDisk(IDisk):
     """A disk that can be retired by deleting it."""
 

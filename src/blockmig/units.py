@@ -18,6 +18,12 @@ def format_bytes(count: float) -> str:
     return f"{count:.0f} {_UNITS[power]}" if whole else f"{count:.1f} {_UNITS[power]}"
 
 
+def describe_size(size: int) -> str:
+    """A number of bytes, exactly: C{20 GiB}, or C{4.9 KiB (5000 bytes)}."""
+    text = format_bytes(size)
+    return f"{text} ({size} bytes)" if "." in text else text
+
+
 def format_duration(seconds: float) -> str:
     """A number of seconds in words: C{4.2 s}, C{3 min 20 s}, C{2 h 5 min}, C{3 d 4 h}."""
     if seconds < 60:

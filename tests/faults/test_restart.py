@@ -187,7 +187,7 @@ def test_a_full_destination_fails_the_receiver_and_the_source_stays(
     source = mixed_image(room / "source", 3)
     before = digest(source)
     with small_file_system(room / "small", SIZE // 2) as small:
-        receiver = processes.receive(small / "destination", "--size", SIZE)
+        receiver = processes.receive(small / "destination", "--size", SIZE, "--no-space-check")
         sender = processes.send(source, receiver, "--unlink")
         assert receiver.wait(20) == 3, receiver.stderr
         assert "No space left on device" in receiver.events("error")[0]["why"]

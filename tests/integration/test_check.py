@@ -122,8 +122,27 @@ def test_another_size(pair: Pair) -> None:
 def test_no_room(attached: contextlib.ExitStack, pair: Pair) -> None:
     pair.there = attached.enter_context(small_file_system(pair.room / "small", SIZE // 2))
     pair.copy = pair.there / "copy"
-    receiver = pair.receive("--id", "web-7")
+    receiver = pair.receive("--id", "web-7", "--no-space-check")
     pair.fails(receiver, "room", "8 MiB of data do not fit", "--id", "web-7")
+
+
+def test_no_room_for_all_of_it(attached: contextlib.ExitStack, pair: Pair) -> None:
+    pair.there = attached.enter_context(small_file_system(pair.room / "small", SIZE // 2))
+    pair.copy = pair.there / "copy"
+    sparse_image(pair.source, SIZE, {MIB: b"x" * MIB})
+    for option, failed in ((), True), (("--no-space-check",), False):
+        receiver = pair.processes.receive(
+            pair.copy, "--state-dir", pair.room / "state", "--id", "web-7", *option
+        )
+        if failed:
+            words = "nothing else is taken there without --no-space-check"
+            pair.fails(receiver, "room", words, "--id", "web-7")
+        else:
+            found = pair.check(receiver, "--id", "web-7", status=0)
+            assert found["room"]["result"] == "warning"
+        sender = pair.processes.send(pair.source, receiver, "--id", "web-7")
+        assert sender.wait() == (1 if failed else 0), sender.stderr
+        receiver.kill()
 
 
 def test_a_disk_in_use(pair: Pair) -> None:
@@ -228,3 +247,16 @@ def test_other_programs_list_the_exports_as_before(pair: Pair) -> None:
     refused = pair.processes.run("qemu-img", "info", scratch)
     assert refused.status != 0
     assert "check was accepted" in refused.stderr
+
+
+def test_a_receiver_that_gets_its_size_from_the_sender(pair: Pair) -> None:
+    receiver = pair.processes.receive(
+        pair.copy, "--state-dir", pair.room / "state", "--id", "web-7"
+    )
+    found = pair.check(receiver, "--id", "web-7", status=0)
+    assert found["export"]["figures"]["size"] == SIZE
+    assert {item["result"] for item in found.values()} == {"ok"}, found
+    assert (pair.copy.stat().st_size, os.listdir(pair.there)) == (0, ["copy"])
+    sender = pair.processes.send(pair.source, receiver, "--id", "web-7")
+    assert (sender.wait(), receiver.wait()) == (0, 0)
+    assert digest(pair.copy) == digest(pair.source)

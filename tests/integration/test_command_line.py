@@ -75,7 +75,7 @@ def disk(room: Path) -> Path:
 
 def test_a_missing_file_is_refused(processes: Processes, room: Path) -> None:
     missing = room / "missing"
-    refused(processes, receive_command(missing), missing, "no such file")
+    refused(processes, receive_command(missing, "--oldstyle"), missing, "no such file")
     refused(processes, send_command(missing, NOWHERE), missing, "no such file")
     nested = room / "no" / "such" / "disk"
     refused(processes, receive_command(nested, "--size", 5000), nested, "there is no directory")
@@ -154,7 +154,7 @@ def test_a_directory_that_becomes_unwritable_keeps_the_source_canonical(
 
 def test_an_empty_disk_is_refused(processes: Processes, room: Path) -> None:
     (room / "empty").touch()
-    refused(processes, receive_command(room / "empty"), "empty")
+    refused(processes, receive_command(room / "empty", "--oldstyle"), "empty")
     refused(processes, send_command(room / "empty", NOWHERE), "empty")
     refused(processes, receive_command(room / "new", "--size", 0), "less than one byte")
 
@@ -307,7 +307,7 @@ def test_twistd_and_twist_list_the_plugin_and_its_options(
 @UNDER_TWISTED
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--file", "missing"), "no such file"), (("serve",), "FILE is missing")],
+    [(("--file", "missing/disk"), "there is no directory"), (("serve",), "FILE is missing")],
     ids=["refused", "bad usage"],
 )
 def test_twistd_and_twist_exit_with_status_1_when_refused(

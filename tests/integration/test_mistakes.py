@@ -25,7 +25,11 @@ from tests.support.processes import BLOCKMIG, Processes, Running
 TABLE: tuple[tuple[str, int, str], ...] = (
     # What: the disk.
     ("receive", 1, "FILE is missing: give the path of the disk (see `blockmig receive --help`)"),
-    ("receive new", 1, "error: new: no such file (give --size to create it)"),
+    (
+        "receive new --oldstyle",
+        1,
+        "error: new: no such file (--oldstyle needs --size to create it)",
+    ),
     (
         "receive new --size 1.5",
         1,
@@ -67,7 +71,7 @@ TABLE: tuple[tuple[str, int, str], ...] = (
     ),
     ("receive folder", 1, "error: folder: Is a directory"),
     ("receive pipe", 1, "error: pipe: is neither a regular file nor a block device"),
-    ("receive empty", 1, "error: empty: the disk is empty (0 bytes)"),
+    ("serve empty", 1, "error: empty: the disk is empty (0 bytes)"),
     (
         "receive /dev/no-such-device --size 1M",
         1,

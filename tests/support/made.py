@@ -15,7 +15,7 @@ from blockmig.testing import synchronous
 T = TypeVar("T")
 
 _GROUPS = {
-    "overrides": (Overrides, ("overwrite", "in_use_anyway")),
+    "overrides": (Overrides, ("overwrite", "in_use_anyway", "no_space_check")),
     "patience": (Patience, ("retry", "give_up_after", "reply_timeout", "retry_policy")),
 }
 

@@ -772,7 +772,7 @@ class MigrationTests(Case):
                 self.assertEqual(DATA, self.disk.content)
 
         self.disk.observe(meanwhile)
-        self.assertEqual("refuse_data", threads.names()[0])
+        self.assertEqual("_check_disk", threads.names()[0])
         threads.run(1)
         self.assertEqual(1, len(looks))
         self.network.result(writing)

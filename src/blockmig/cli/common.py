@@ -104,6 +104,11 @@ OLDSTYLE: Final = Flag(
 IN_USE_ANYWAY: Final = Flag(
     "in-use-anyway", "Go on even if another program has the disk open, unless it has locked it."
 )
+NO_SPACE_CHECK: Final = Flag(
+    "no-space-check",
+    "Receive even if the file system has no room for all of the disk: for one that is mostly holes "
+    "and zeroes, which need none.",
+)
 RAW_ANYWAY: Final = Flag(
     "raw-anyway",
     "Send the bytes of the disk as they are even if it looks like an image in another format, such "

@@ -26,6 +26,7 @@ from ..transport import (
     server_endpoint,
     stop_listening,
 )
+from ..units import describe_size
 from .systemd import (
     BadActivation,
     Notifier,
@@ -53,6 +54,7 @@ class ListeningExport:
     @ivar danger: what anybody who can reach a port can do, for the log.
     @ivar status: the status for the control socket, to which version, pid and ports are added.
     @ivar routes: further handlers for the control socket.
+    @ivar size: bytes of the disk; 0 if the sender says that.
     """
 
     factory: IProtocolFactory
@@ -61,6 +63,7 @@ class ListeningExport:
     danger: str
     status: Callable[[], dict[str, Any]]
     routes: Routes = field(default_factory=dict)
+    size: int = 0
 
 
 class Listening:
@@ -144,6 +147,7 @@ class Listening:
                 lambda: self._status(target.status()),
                 target.routes,
             )
+        amount = describe_size(target.size) if target.size else "which gets the sender's size"
         for text, endpoint in self._endpoints:
             port = await listen(
                 self._reactor, endpoint, target.factory, text, give_up_after, busy_for=busy_for
@@ -153,7 +157,11 @@ class Listening:
             self.uris += uris
             for uri in uris:
                 _log.info(
-                    "listening on {uri} for {disk}", event="listening", uri=uri, disk=target.disk
+                    "listening on {uri} for {disk}, " + amount,
+                    event="listening",
+                    uri=uri,
+                    disk=target.disk,
+                    size=target.size or None,
                 )
             if not local:
                 _log.warn(

@@ -62,6 +62,7 @@ class Options(usage.Options):
             "migrated already.",
         ),
         common.IN_USE_ANYWAY,
+        common.NO_SPACE_CHECK,
         common.RAW_ANYWAY,
         common.RETRY,
         common.VERBOSE,

@@ -171,6 +171,8 @@ def receiver_arguments(options: Options, size: int | None) -> list[str]:
         arguments.append(f"--size={size}")
     if options.overwrite_there:
         arguments.append("--overwrite")
+    if options["no-space-check"]:
+        arguments.append("--no-space-check")
     return arguments
 
 

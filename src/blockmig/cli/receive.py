@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ..nbd import HANDOFF_EXPORT, MAXIMUM_NAME
+from ..nbd import LONGEST_SUFFIX, MAXIMUM_NAME
 from . import common, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
@@ -30,8 +30,8 @@ class Options(usage.Options):
     )
     examples = (
         (
-            "blockmig receive web.img --size 20GiB --listen 192.0.2.7:10809",
-            "Make web.img, and wait for the disk at that address of this host.",
+            "blockmig receive web.img --listen 192.0.2.7:10809",
+            "Make web.img, as large as the disk that arrives at that address of this host.",
         ),
         (
             "blockmig receive /dev/vg0/web --listen 0.0.0.0:10809 --id web-7",
@@ -50,6 +50,7 @@ class Options(usage.Options):
             "overwrites a copy that may be the only one.",
         ),
         common.IN_USE_ANYWAY,
+        common.NO_SPACE_CHECK,
         Flag(
             "end-with-stdin",
             "End as by SIGTERM when standard input closes (after --secret - has read its line): "
@@ -69,8 +70,10 @@ class Options(usage.Options):
         Parameter(
             "size",
             "The exact size of the disk: a number of bytes, or one with K, M, G, T or P (powers of "
-            "1024, as are KiB to PiB) or with KB to PB (powers of 1000), such as 20G. A "
-            "missing file is created with this size, sparse. Not needed if the disk exists.",
+            "1024, as are KiB to PiB) or with KB to PB (powers of 1000), such as 20G. An existing "
+            "disk must have it; a missing file gets it, sparse. Without it a missing file gets the "
+            "size of the disk that `blockmig send`, `mirror` or `move` brings. Needed for other "
+            "senders, and with --oldstyle.",
             parse_bytes,
             short="s",
             metavar="SIZE",
@@ -110,7 +113,7 @@ class Options(usage.Options):
             raise usage.UsageError("--replace needs an --id: that of the migration")
         if self["replace"] and self["control"]:
             raise usage.UsageError("--replace has a control socket of its own: leave out --control")
-        common.check_export(self["export"], MAXIMUM_NAME - len(HANDOFF_EXPORT))
+        common.check_export(self["export"], MAXIMUM_NAME - LONGEST_SUFFIX)
 
 
 def run(options: Options) -> int:

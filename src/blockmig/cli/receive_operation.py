@@ -87,7 +87,7 @@ class ReceiveOperation:
             self._receiver = receiver = self._receive(disk)
             try:
                 await self._check(disk, receiver)
-                await self._listen(listening, receiver)
+                await self._listen(listening, receiver, disk)
                 _warn_of_memory(disk, options["file"])
                 return await receiver.complete()
             finally:
@@ -147,12 +147,13 @@ class ReceiveOperation:
             return open_disk(
                 options["file"],
                 size=options["size"],
+                sized_later=not options["oldstyle"],
                 state_directory=options["state-dir"],
                 system=self._runtime.system,
             )
         except DiskRefused as error:
             if options["size"] is None and not os.path.lexists(options["file"]):
-                raise Refused(f"{error} (give --size to create it)") from None
+                raise Refused(f"{error} (--oldstyle needs --size to create it)") from None
             raise Refused(str(error)) from None
 
     def _receive(self, disk: FileDisk | BlockDisk) -> Receiver:
@@ -164,7 +165,10 @@ class ReceiveOperation:
             handshake_timeout=options["handshake-timeout"],
             idle_timeout=options["idle-timeout"],
             give_up_after=options["give-up-after"] or None,
-            overrides=Overrides(bool(options["overwrite"])),
+            overrides=Overrides(
+                overwrite=bool(options["overwrite"]),
+                no_space_check=bool(options["no-space-check"]),
+            ),
             identity=Identity(options["id"] or "", options.secret),
             runtime=self._runtime,
         )
@@ -188,7 +192,9 @@ class ReceiveOperation:
         if self._stop_reason:
             raise GaveUp(f"{self._stop_reason}; nothing was touched")
 
-    async def _listen(self, listening: Listening, receiver: Receiver) -> None:
+    async def _listen(
+        self, listening: Listening, receiver: Receiver, disk: FileDisk | BlockDisk
+    ) -> None:
         options = self._options
         target = ListeningExport(
             receiver.factory(),
@@ -197,6 +203,7 @@ class ReceiveOperation:
             "write this disk",
             receiver.status,
             self._routes,
+            size=disk.size,
         )
         try:
             await listening.open(target, options["give-up-after"] or None)

@@ -219,6 +219,7 @@ class ServeOperation:
             "read this disk" if options["read-only"] else "read and write this disk",
             mirrors.status,
             mirrors.routes,
+            size=server.disk.size,
         )
         try:
             await listening.open(target, busy_for=_BUSY if options["standby"] else 0.0)

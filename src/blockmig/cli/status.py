@@ -73,6 +73,8 @@ def as_text(status: dict[str, Any]) -> str:
     disk = f"{_text(status, 'role')}: {_text(status, 'state')}, {_text(status, 'disk')}"
     if size is not None:
         disk += f", {format_bytes(size)}" + (f" ({size:.0f} bytes)" if size >= 1024 else "")
+    elif status.get("role") == "receive":
+        disk += ", size not known yet"
     if status.get("read_only"):
         disk += ", read-only"
     if status.get("export"):

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_SWITCHES: Final = re.compile(r"\b(overwrite|unlink|plain|in_use_anyway|raw_anyway)=True\b")
+_SWITCHES: Final = re.compile(
+    r"\b(overwrite|unlink|plain|in_use_anyway|raw_anyway|no_space_check)=True\b"
+)
 _WITHOUT: Final = re.compile(r"\bwith unlink=False\b")
 _VALUES: Final = re.compile(r"\b(id|secret|retired_by)=(?:…|'([\w.-]*)')")
 

@@ -15,6 +15,7 @@ class Overrides:
     @ivar overwrite: write although the destination holds data, or cannot be read; and, together
         with an id, send or receive a disk although the records say that it was migrated already.
     @ivar in_use_anyway: go on although another program may have the disk open for writing.
+    @ivar no_space_check: receive although there may be no room for all of the disk.
     @ivar plain: send to a server that is not a blockmig receiver although the migration was given
         an id or a secret, which such a server cannot check.
     """
@@ -22,6 +23,7 @@ class Overrides:
     overwrite: bool = False
     in_use_anyway: bool = False
     plain: bool = False
+    no_space_check: bool = False
 
 
 NO_OVERRIDES: Final = Overrides()

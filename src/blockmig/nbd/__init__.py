@@ -46,12 +46,15 @@ from .handshake import (
 from .rules import changes_the_disk, check_request, describe_refusal
 from .side_exports import (
     HANDOFF_EXPORT,
+    LONGEST_SUFFIX,
     SCRATCH_EXPORT,
     SCRATCH_SIZE,
     SERVED_EXPORT,
     handoff_export_name,
     served_export_name,
     side_exports,
+    size_in_name,
+    sized_export_name,
 )
 from .transmission import (
     DATA_CHUNK,
@@ -74,6 +77,7 @@ __all__ = [
     "DATA_CHUNK",
     "DEFAULT_PORT",
     "HANDOFF_EXPORT",
+    "LONGEST_SUFFIX",
     "MAXIMUM_LENGTH",
     "MAXIMUM_NAME",
     "MAXIMUM_PAYLOAD",
@@ -124,4 +128,6 @@ __all__ = [
     "parse_uri",
     "served_export_name",
     "side_exports",
+    "size_in_name",
+    "sized_export_name",
 ]

@@ -23,7 +23,10 @@ Rules kept by the client:
 * LIST is sent first if names are looked for; a server that refuses LIST has none of them;
 * structured replies and C{base:allocation} are requested only where the caller wants them; if the
   server refuses, the handshake continues without them, as L{Negotiated} shows;
-* then GO, with a request for the block sizes; EXPORT_NAME only if the server does not support GO;
+* then GO, with a request for the block sizes; EXPORT_NAME only if the server does not support GO.
+  Where the policy of a server that has listed what was looked for refuses that export, GO is sent
+  for another one if the caller has named one; if the server does not know that, it has only refused
+  the first;
 * a reply must be to the option that was sent, and its size is bounded;
 * block sizes that contradict the protocol are the server's error; nothing is guessed.
 """
@@ -267,7 +270,8 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         if export is None:
             self._answer(option, OptionReply.ERR_UNKNOWN, b"no export of that name")
             return None
-        if option == Option.GO and (why := self._refusal(export.name)):
+        # Nothing can be said of an export without a size.
+        if (option == Option.GO or not export.size) and (why := self._refusal(export.name)):
             self._answer(option, OptionReply.ERR_POLICY, why.encode())
             return None
         info = OptionReply.INFO
@@ -325,6 +329,8 @@ class ClientHandshake(Conversation[Negotiated]):
     """The client's side, newstyle or oldstyle as the server speaks.
 
     @param name: the wanted export; an oldstyle server has only one, and is not told the name.
+    @param instead: the export that is wanted where the policy of a server that lists one of
+        C{look_for} refuses the first; "" for none.
     @param look_for: the names of other exports, which may or may not be listed.
     @param structured: request structured replies; `ClientTransmission` does not understand them.
     @param allocation: also request the metadata context C{base:allocation}, if the server grants
@@ -337,14 +343,16 @@ class ClientHandshake(Conversation[Negotiated]):
         name: str = "",
         look_for: Iterable[str] = (),
         *,
+        instead: str = "",
         structured: bool = False,
         allocation: bool = False,
     ) -> None:
         self._name = name.encode()
+        self._instead = instead.encode()
         self._look_for = {other.encode(): other for other in look_for}
         self._wants_structured = structured
         self._wants_allocation = allocation
-        if len(self._name) > MAXIMUM_NAME:
+        if max(len(self._name), len(self._instead)) > MAXIMUM_NAME:
             raise LocalProtocolError(f"an export name has at most {MAXIMUM_NAME} bytes")
         super().__init__()
 
@@ -355,7 +363,7 @@ class ClientHandshake(Conversation[Negotiated]):
         (magic,) = struct.unpack("!Q", (yield 8))
         if magic == OLDSTYLE_MAGIC:
             size, old_flags = struct.unpack("!QI124x", (yield 136))
-            return Negotiated(self._export(size, old_flags & 0xFFFF), oldstyle=True)
+            return Negotiated(self._export(self._name, size, old_flags & 0xFFFF), oldstyle=True)
         if magic != OPTION_MAGIC:
             raise NotNBD(_NOT_NBD)
         (offered,) = struct.unpack("!H", (yield 2))
@@ -371,22 +379,22 @@ class ClientHandshake(Conversation[Negotiated]):
                 structured = yield from self._structured_reply()
             if structured and self._wants_allocation:
                 allocation = yield from self._set_allocation()
-            export = yield from self._go()
+            export = yield from self._go_somewhere(bool(listed))
         if export is None:
             self._option(Option.EXPORT_NAME, self._name)
             size, export_flags = _EXPORT_ANSWER.unpack((yield _EXPORT_ANSWER.size))
             if not flags & HandshakeFlag.NO_ZEROES:
                 yield _ZEROES
-            export = self._export(size, export_flags)
+            export = self._export(self._name, size, export_flags)
         return Negotiated(export, listed=listed, structured=structured, allocation=allocation)
 
     def _option(self, option: Option, data: bytes) -> None:
         self._to_send += _OPTION.pack(OPTION_MAGIC, option, len(data)) + data
 
-    def _export(self, size: int, flags: int) -> Export:
+    def _export(self, name: bytes, size: int, flags: int) -> Export:
         if size >= 2**63:
             raise RemoteProtocolError(f"an export of {size} bytes is larger than any disk")
-        return Export(self._name.decode(), size, TransmissionFlag(flags))
+        return Export(name.decode(), size, TransmissionFlag(flags))
 
     def _list(self) -> Steps[frozenset[str]]:
         """Which of the names looked for the server lists."""
@@ -430,10 +438,26 @@ class ClientHandshake(Conversation[Negotiated]):
                 raise RemoteProtocolError(f"reply {reply} does not answer SET_META_CONTEXT")
             (number,) = struct.unpack_from("!I", data)
 
-    def _go(self) -> Steps[Export | None]:
+    def _go_somewhere(self, knows_others: bool) -> Steps[Export | None]:
+        """Negotiate the wanted export, or the other one; None if the server does not support GO.
+
+        @param knows_others: the server lists an export that was looked for.
+        """
+        try:
+            return (yield from self._go(self._name))
+        except HandshakeRefused as refused:
+            by_policy = refused.reply == OptionReply.ERR_POLICY
+            if not (by_policy and knows_others and self._instead):
+                raise
+            try:
+                return (yield from self._go(self._instead))
+            except HandshakeRefused as again:
+                raise (refused if again.reply == OptionReply.ERR_UNKNOWN else again) from None
+
+    def _go(self, name: bytes) -> Steps[Export | None]:
         """Negotiate with GO; None if the server does not support GO."""
-        name = struct.pack("!I", len(self._name)) + self._name
-        self._option(Option.GO, name + struct.pack("!HH", 1, InfoType.BLOCK_SIZE))
+        wanted = struct.pack("!I", len(name)) + name
+        self._option(Option.GO, wanted + struct.pack("!HH", 1, InfoType.BLOCK_SIZE))
         info: tuple[int, int] | None = None
         sizes = (1, 4096, MAXIMUM_PAYLOAD)
         for _ in range(_MOST_REPLIES):
@@ -445,7 +469,7 @@ class ClientHandshake(Conversation[Negotiated]):
             if reply == OptionReply.ACK:
                 if info is None:
                     raise RemoteProtocolError("the server acknowledged GO without a size")
-                export = self._export(*info)
+                export = self._export(name, *info)
                 return Export(export.name, export.size, export.flags, "", *sizes)
             if reply != OptionReply.INFO or len(data) < 2:
                 raise RemoteProtocolError(f"reply {reply} does not answer GO")

@@ -7,7 +7,8 @@ Rules:
 
 * a disk is locked before anything is read from or written to it, and its size is determined then;
 * sizes are exact bytes; a file that is created here stays empty until `prepare`, so that a receiver
-  can first record that it is incomplete; it never grows after that;
+  can first record that it is incomplete; it never grows after that. Which size that is may be left
+  open until then;
 * zeroing deallocates space unless told not to, and falls back to writing zeroes, in slices, where
   the medium cannot do better;
 * once a call has reported an error of the medium, every later flush reports it too: the kernel
@@ -64,6 +65,7 @@ class DescriptorDisk:
         *,
         writable: bool = True,
         size: int | None = None,
+        sized_later: bool = False,
         system: SystemCalls = SYSTEM,
     ) -> None:
         self.name = os.fspath(path)
@@ -79,9 +81,13 @@ class DescriptorDisk:
         self._sync_lock = threading.Lock()
         self._sync_error: OSError | None = None
         self._shrunk = False
+        if size is not None and size <= 0:
+            raise DiskRefused(f"{self.name}: a disk of {size} bytes cannot be created")
+        if size is None and sized_later:
+            size = 0  # of a new file: it gets its size later
         self._descriptor = Descriptor(self._open(size), self.name, system)
         try:
-            self._determine_size(size)
+            self._find_size(size)
         except BaseException:
             self.discard() if self.created else self.close()
             raise
@@ -105,8 +111,11 @@ class DescriptorDisk:
             )
         return DiskRefused(f"{self.name}: {error.strerror}")
 
-    def _determine_size(self, size: int | None) -> None:
-        """Lock the disk, and check that it is what the caller expects."""
+    def _find_size(self, size: int | None) -> None:
+        """Lock the disk, and check that it is what the caller expects.
+
+        @param size: bytes; 0 if a new file gets its size later; None if the disk must be there.
+        """
         with self._descriptor as descriptor:
             mode = self._system.fstat(descriptor).st_mode
             self._check_kind(mode)
@@ -121,9 +130,10 @@ class DescriptorDisk:
             # Created just now, or by a run that ended before it got its size.
             self.size = size
             self._unsized = self._new = True
+            return
         if self.size == 0:
             raise DiskRefused(f"{self.name}: the disk is empty (0 bytes)")
-        if size is not None and self.size != size:
+        if size and self.size != size:
             raise DiskRefused(
                 f"{self.name}: has {self.size} bytes, but {size} are needed; "
                 "an existing disk must have exactly that size"
@@ -158,6 +168,12 @@ class DescriptorDisk:
     def blank(self) -> bool:
         """Whether nothing was ever written to it."""
         return self._unsized
+
+    def determine_size(self, size: int) -> None:
+        """See L{blockmig.interfaces.ISizedLater}."""
+        assert self._unsized
+        assert not self.size
+        self.size = size
 
     def prepare(self) -> None:
         """I{Slow.} Give a new file its size."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import Final
 
 from zope.interface import implementer
 
 from ..interfaces import (
     IRecordedDisk,
+    ISizedLater,
     IUnlinkableDisk,
     IWatchedDisk,
 )
@@ -23,8 +25,12 @@ from .identities import file_identity
 from .mounts import filesystem_of, is_below_dev, is_remote
 from .watched import WatchedFile
 
+_TOO_LARGE: Final = (errno.EFBIG, errno.EINVAL)
+_BLOCK: Final = 512
+"""Bytes of a block in the result of stat(2)."""
 
-@implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk)
+
+@implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk, ISizedLater)
 class FileDisk(DescriptorDisk, WatchedFile):
     """A raw image in a regular file.
 
@@ -32,6 +38,8 @@ class FileDisk(DescriptorDisk, WatchedFile):
     @param writable: open it for writing; a source is only read.
     @param size: bytes; a missing file is created, empty until L{prepare}d; an existing one must
         have that size (or be empty).
+    @param sized_later: without C{size}: a file that is missing or empty gets it from the migration
+        (L{ISizedLater}).
     @param system: the system calls.
     @ivar created: the file did not exist before.
     @raise DiskRefused: the file cannot be used; nothing was changed.
@@ -58,8 +66,6 @@ class FileDisk(DescriptorDisk, WatchedFile):
             )
         if size is None:
             raise DiskRefused(f"{self.name}: no such file")
-        if size <= 0:
-            raise DiskRefused(f"{self.name}: a disk of {size} bytes cannot be created")
         try:
             descriptor = self._system.open(self.name, flags | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -71,6 +77,32 @@ class FileDisk(DescriptorDisk, WatchedFile):
             raise DiskRefused(f"{self.name}: cannot be created: {why}") from None
         self.created = True
         return descriptor
+
+    def check_size(self, size: int, room: bool = True) -> None:
+        """See L{ISizedLater}. The file that is tried with is this one, which is empty."""
+        with self._descriptor as descriptor:
+            if self._unsized:
+                try:
+                    self._system.ftruncate(descriptor, size)
+                except OSError as error:
+                    if error.errno not in _TOO_LARGE:
+                        raise
+                    raise DiskRefused(
+                        f"{self.name}: its file system holds no file of {size} bytes"
+                    ) from None
+                self._system.ftruncate(descriptor, 0)
+            if room:
+                self._check_room(descriptor, size)
+
+    def _check_room(self, descriptor: int, size: int) -> None:
+        needed = size - self._system.fstat(descriptor).st_blocks * _BLOCK
+        free = self._system.fstatvfs(descriptor)
+        blocks = free.f_bfree if self._system.geteuid() == 0 else free.f_bavail
+        if needed > (available := blocks * free.f_frsize):
+            raise DiskRefused(
+                f"{self.name}: its file system has no room for it: {available} bytes are free, and "
+                f"{needed} are needed if all of the disk is data"
+            )
 
     def _check_kind(self, mode: int) -> None:
         if stat.S_ISDIR(mode):

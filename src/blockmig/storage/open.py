@@ -16,12 +16,14 @@ def open_disk(
     *,
     writable: bool = True,
     size: int | None = None,
+    sized_later: bool = False,
     state_directory: str | None = None,
     system: SystemCalls = SYSTEM,
 ) -> FileDisk | BlockDisk:
     """Open the file or block device at C{path}.
 
     @param size: bytes; a missing file is created (sparse) with it, anything else must have it.
+    @param sized_later: without C{size}: a missing or empty file gets it later (L{FileDisk}).
     @param state_directory: where the records of a block device are; None for the default.
     @raise DiskRefused: missing, a directory, no permission, empty, in use, another size.
     """
@@ -29,4 +31,4 @@ def open_disk(
         return BlockDisk(
             path, writable=writable, size=size, state_directory=state_directory, system=system
         )
-    return FileDisk(path, writable=writable, size=size, system=system)
+    return FileDisk(path, writable=writable, size=size, sized_later=sized_later, system=system)

@@ -73,6 +73,17 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(b"NBDMAGICIHAVEOPT\x00\x03", self.greeting)
         self.assertEqual(b"", self.server.data_to_send())
 
+    def test_of_an_export_without_a_size_nothing_is_said(self):
+        """Of one with a size that may not be had now INFO says all."""
+        exports = {"disk": DISK, "new": Export("new", 0, FLAGS)}
+        self.server = ServerHandshake(exports.get, refusal=lambda name: "not now")
+        self.server.data_to_send()
+        self.say(FIXED)
+        self.assertEqual([(6, OptionReply.ERR_POLICY, b"not now")], self.ask(6, go("new")))
+        self.assertEqual((6, 3, info_export(5000, FLAGS)), self.ask(6, go("disk"))[0])
+        for name in exports:
+            self.assertEqual([(7, OptionReply.ERR_POLICY, b"not now")], self.ask(7, go(name)))
+
     def test_GO_answers_with_size_flags_and_block_sizes(self):
         self.say(FIXED)
         answers = self.ask(Option.GO, go("disk", 3))

@@ -23,6 +23,7 @@ from ...nbd import (
     TransmissionFlag,
     handoff_export_name,
     side_exports,
+    sized_export_name,
 )
 from ...runtime import Runtime
 from ...storage import Survey
@@ -105,8 +106,11 @@ class DestinationChecks:
     async def run(self) -> None:
         """Look at everything."""
         destination = self._plan.destination
+        export, size = destination.export, self._context.disk.size if self._context else 0
+        # A receiver that has no size yet offers it with that of the disk.
+        sized = sized_export_name(export, size) if size else None
         try:
-            handshake = ClientHandshake(destination.export, side_exports(destination.export))
+            handshake = ClientHandshake(export, side_exports(export), instead=sized or "")
         except LocalProtocolError as error:
             self._notes.fail("destination", error)
             return

@@ -189,6 +189,9 @@ class ReceiverChecks:
         if room < self._data:
             what = f"{format_bytes(self._data)} of data do not fit"
             self._notes.fail("room", f"{what}: {there}", **figures)
+        elif room < size and findings.whole:
+            what = f"not all of the {format_bytes(size)} fits, and nothing else is taken there"
+            self._notes.fail("room", f"{what} without no_space_check=True: {there}", **figures)
         elif room < size:
             what = f"the data fits, but not all of the {format_bytes(size)}, should they be written"
             self._notes.warn("room", f"{what}: {there}", **figures)

@@ -97,5 +97,6 @@ class Checks:
             time=timestamp(),
             room=room.free if room is not None else -1,
             allocated=room.allocated if room is not None else 0,
+            whole=migration.disk.takes_only_what_fits,
             unrecorded=unrecorded,
         )

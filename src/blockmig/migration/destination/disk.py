@@ -4,6 +4,9 @@ Rules (design, section 2: R12, R13):
 
 * data that somebody may miss is not overwritten, unless that was allowed: a disk without a record
   of ours is checked before the first record is written;
+* a new file may get its size from the migration: with the first change that its claimed connection
+  makes, not before; and only a size that its file system can hold, and has room for, unless that
+  was not to be checked;
 * the file that was opened is the one that gets the data: its name, inode and size are checked with
   each record.
 
@@ -17,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import Refused
-from ...interfaces import IDisk, IRecordedDisk, IWatchedDisk
+from ...interfaces import IDisk, IRecordedDisk, ISizedLater, IWatchedDisk
 from ...storage import Room, find_data, is_device_identity, path_of, room_of
 from ...syscalls import SYSTEM, SystemCalls
 from ..records.files import Location, Record, Records, this_host
@@ -43,9 +46,9 @@ class DestinationDisk:
     @param location: this end of the migration (L{location_of}).
     @param may_overwrite: whatever is on it may be overwritten.
     @param still_wanted: called in a thread: whether the result of a check still matters.
+    @param check_room: check whether there is room for all of it.
     @ivar may_overwrite: the same; also true once our own record exists.
     @ivar name: what to call it in messages.
-    @ivar size: bytes.
     """
 
     def __init__(
@@ -54,14 +57,35 @@ class DestinationDisk:
         location: Location,
         may_overwrite: bool,
         still_wanted: Callable[[], bool],
+        *,
+        check_room: bool = False,
     ) -> None:
         self.disk = disk
         self.name: str = disk.name
-        self.size: int = disk.size
         self.may_overwrite = may_overwrite
         self._location = location
         self._still_wanted = still_wanted
+        self._check_room = check_room
         self._checked_version: Any = None
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 as long as nobody has said how many they will be (L{ISizedLater})."""
+        size: int = self.disk.size
+        return size
+
+    def determine_size(self, size: int) -> None:
+        """The disk will have that size."""
+        assert ISizedLater.providedBy(self.disk)
+        self.disk.determine_size(size)
+
+    def check_size(self, size: int) -> None:
+        """I{Slow.} Check that the disk can have that size.
+
+        @raise blockmig.storage.DiskRefused: it cannot, or there is no room for all of it.
+        """
+        if ISizedLater.providedBy(self.disk):
+            self.disk.check_size(size, self._check_room)
 
     def location(self) -> Location:
         """This end of the migration."""
@@ -111,6 +135,11 @@ class DestinationDisk:
                 "to do); overwrite=True overwrites it"
             )
         self._checked_version = version
+
+    @property
+    def takes_only_what_fits(self) -> bool:
+        """Whether a size is refused for which there is no room."""
+        return self._check_room and not self.size
 
     def room(self, system: SystemCalls = SYSTEM) -> Room | None:
         """I{Slow.} The room that there is for it; None where nobody can tell.

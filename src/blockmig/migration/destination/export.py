@@ -3,6 +3,9 @@
 Rules (design, section 2: R5, R12):
 
 * a connection that only negotiates or reads occupies nothing;
+* of a disk that has no size yet nothing can be read, and only a connection that a claim names, with
+  the size that it was offered, begins an attempt. Once the disk has a size, whoever was offered
+  another one can neither read nor change anything;
 * only the attempt's connection may change the disk, and nobody may change what may be the only
   copy;
 * only its flushes cost an fdatasync.
@@ -40,6 +43,7 @@ class MigrationExport:
 
     @param migration: what they are about.
     @param name: the export's.
+    @param size: the size to offer, in bytes.
     @param prove: called with a connection that a claim names, when that is seen.
     """
 
@@ -48,9 +52,13 @@ class MigrationExport:
     held = False
 
     def __init__(
-        self, migration: IncomingMigration, name: str, prove: Callable[[ServerConnection], None]
+        self,
+        migration: IncomingMigration,
+        name: str,
+        size: int,
+        prove: Callable[[ServerConnection], None],
     ) -> None:
-        self.export = Export(name, migration.disk.size, _OFFERS, allocation=False)
+        self.export = Export(name, size, _OFFERS, allocation=False)
         self.disk = migration.disk.disk
         self._migration = migration
         self._prove = prove
@@ -61,10 +69,11 @@ class MigrationExport:
         migration = self._migration
         if not connection.has_asked and migration.is_named(connection):
             self._prove(connection)
-        if not changes_the_disk(request):
-            if request.command == Command.FLUSH:
-                migration.flush_begins(connection, request)
+        if request.command == Command.FLUSH:
+            migration.flush_begins(connection, request)
             return Errno.OK
+        if not changes_the_disk(request):
+            return Errno.OK if self.export.size == migration.disk.size else Errno.EINVAL
         if (replaced := migration.is_replaced_by(connection)) is not None:
             return replaced.addCallback(lambda _: self.admit(connection, request))
         if migration.attempt is None and (error := self._may_begin(connection)):
@@ -88,6 +97,8 @@ class MigrationExport:
             why = "it has not said that it belongs to the migration that this receiver waits for"
         elif self._migration.is_taken and self._migration.claims.of(connection) is None:
             why = "a migration that has said who it is has begun here"
+        elif other := self._other_size(connection):
+            why = other
         else:
             return Errno.OK
         if connection not in self._refused and self._migration.refusals.has_room():
@@ -99,6 +110,21 @@ class MigrationExport:
                 why=why,
             )
         return Errno.EPERM
+
+    def _other_size(self, connection: ServerConnection) -> str:
+        """Why C{connection} may not begin an attempt for the size that it was offered; "" if it
+        may."""
+        offered, size = self.export.size, self._migration.disk.size
+        if offered == size:
+            return ""
+        if size:
+            return f"it was offered {offered} bytes, and this disk has got {size} meanwhile"
+        claim = self._migration.claims.of(connection)
+        if claim is None:
+            return "it has not said of which migration it is, and this disk has no size yet"
+        if claim.size != offered:
+            return f"its migration has {claim.size} bytes, and it was offered {offered}"
+        return ""
 
     def needs_flush(self, connection: ServerConnection) -> bool:
         """Only the attempt's connection has written anything; others must cost no fdatasync."""

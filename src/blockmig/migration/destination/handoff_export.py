@@ -45,6 +45,7 @@ class _MessageDisk:
     @ivar nonce: what a proof must contain that is given here.
     @ivar accepted: the message that was last accepted here.
     @ivar another: the last message here is none of the migration that the receiver was started for.
+    @ivar refusal: why the disk cannot have the size that the last message here says; "" if it can.
     @ivar check: the last message here, if it only checks and was accepted, with what was found.
     """
 
@@ -56,6 +57,7 @@ class _MessageDisk:
         self.nonce = make_nonce()
         self.accepted: HandoffMessage | None = None
         self.another = False
+        self.refusal = ""
         self.check: tuple[HandoffMessage, Findings] | None = None
         self._migration = migration
 
@@ -64,7 +66,7 @@ class _MessageDisk:
     def read(self, offset: int, length: int) -> bytes:
         answered, findings = self.check or (self.accepted, None)
         message = self._migration.report.message(self.nonce, answered)
-        message = replace(message, another=self.another, findings=findings)
+        message = replace(message, another=self.another, refusal=self.refusal, findings=findings)
         return message.encode()[offset : offset + length]
 
     def write(self, offset: int, data: Any) -> None:
@@ -175,20 +177,17 @@ class HandoffExport:
             message = HandoffMessage(HandoffPhase.NONE)
         answer: EventualErrno
         sent = SentMessage(message, connection, self.disk.nonce)
-        self.disk.another, self.disk.check = False, None
+        self.disk.another, self.disk.refusal, self.disk.check = False, "", None
         self._factory.checks.gone(connection)
-        if message.migration in self._void:
-            answer = self._migration.refuse(sent, "its sender has claimed it elsewhere meanwhile")
-        elif not message.is_from_sender:
+        if not message.is_from_sender:
             answer = self._migration.refuse(sent, "it is not a sender's message", Errno.EINVAL)
         elif message.phase == HandoffPhase.CHECKING:
             answer = self._check(sent)
         else:
             self.disk.another = bool(self._migration.claims.why_not(message, sent.nonce))
-            answer = self._migration.ending_errno or self._migration.machine.take_message(sent)
-            if answer == Errno.OK or isinstance(answer, Deferred):
-                self.disk.accepted = message
-                self._factory.accepted(self, connection, message)
+            claims = message.phase == HandoffPhase.COPYING and not self.disk.another
+            sizing = self._migration.sizing
+            answer = self._size(sent) if claims and sizing.is_open else self._take(sent)
         return (
             _acknowledged(answer)
             if isinstance(answer, Errno)
@@ -206,6 +205,30 @@ class HandoffExport:
             return Errno.OK
 
         return self._factory.checks.answer(sent.connection, sent.message).addCallback(found)
+
+    def _size(self, sent: SentMessage) -> EventualErrno:
+        """Take a claim if the disk, which has no size yet, can have the one that it says."""
+        size = sent.message.size
+        if size <= 0:
+            return self._migration.refuse(sent, f"its disk has {size} bytes", Errno.EINVAL)
+
+        def checked(why: str) -> EventualErrno:
+            self.disk.refusal = why
+            if why:
+                return self._migration.refuse(sent, why, Errno.ENOSPC)
+            return self._take(sent)
+
+        return self._migration.sizing.check(size).addCallback(checked)
+
+    def _take(self, sent: SentMessage) -> EventualErrno:
+        """Take a message, unless it is void by now."""
+        if sent.message.migration in self._void:
+            return self._migration.refuse(sent, "its sender has claimed it elsewhere meanwhile")
+        answer = self._migration.ending_errno or self._migration.machine.take_message(sent)
+        if answer == Errno.OK or isinstance(answer, Deferred):
+            self.disk.accepted = sent.message
+            self._factory.accepted(self, sent.connection, sent.message)
+        return answer
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None

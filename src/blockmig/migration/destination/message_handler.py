@@ -129,7 +129,7 @@ class MessageHandler:
             return self.refuse(sent, "the source of the copy here was retired")
         if record.is_protected and not ours:
             return self.refuse(sent, f"here is a whole copy of {record.describe_source()}")
-        if message.size != self._disk.size:
+        if self._disk.size and message.size != self._disk.size:
             why = f"its disk has {message.size} bytes, this one {self._disk.size}"
             return self.refuse(sent, why, Errno.EINVAL)
         if attempt is not None and record.claimed(attempt.connection):

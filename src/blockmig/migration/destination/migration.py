@@ -46,6 +46,7 @@ from .record import DestinationRecord
 from .replacement import Replacement
 from .report import MigrationReport
 from .rescue import Rescue
+from .sizing import Sizing
 
 _log = Logger()
 
@@ -69,6 +70,7 @@ class IncomingMigration:
     @ivar durability: how much of the disk is durable.
     @ivar failures: handles what goes wrong with the disk.
     @ivar report: how the migration stands.
+    @ivar sizing: checks the sizes that are claimed, where the disk has none yet.
     @ivar refusals: bounds the lines about what is refused.
     @ivar is_taken: a sender that has said who it is has begun, or wants to: nobody comes between
         its attempts who has not.
@@ -118,6 +120,7 @@ class IncomingMigration:
             take_message=self.machine.take_message,
             refusals=self.refusals,
         )
+        self.sizing = Sizing(disk, record)
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime
@@ -274,6 +277,9 @@ class IncomingMigration:
         self._progress.attempt_begins()
         claim = self.claims.of(connection)
         self.is_taken = self.is_taken or claim is not None
+        if not self.disk.size:
+            assert claim is not None
+            self.disk.determine_size(claim.size)
         named = claim is not None and claim.id
         _log.info(
             "attempt {number} began, from {peer}" + (", as migration {id}" if named else ""),

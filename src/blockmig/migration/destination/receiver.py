@@ -10,7 +10,7 @@ of `Clients`, which counts a server's connections as well.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IProtocolFactory
@@ -18,12 +18,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ...claims import Claim, check_unclaimed
-from ...errors import LocalFailure, Summary
+from ...errors import LocalFailure, Refused, Summary
 from ...interfaces import IDisk, IRecordedDisk
 from ...lives import Life, LifeState
-from ...nbd import HANDOFF_EXPORT, MAXIMUM_NAME
+from ...nbd import LONGEST_SUFFIX, MAXIMUM_NAME, size_in_name
 from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
+from ...storage import DiskRefused
 from ...syscalls import describe_error
 from ..disk import failing_locally, guarded
 from ..identity import ANYBODY, Identity
@@ -45,6 +46,8 @@ from .scratch import ScratchExport
 
 _log = Logger()
 
+_NO_SIZE: Final = "no size yet: say --size"
+
 
 class Receiver:
     """Accepts one migration into a disk.
@@ -52,7 +55,8 @@ class Receiver:
     Give L{factory} to an endpoint, and wait for L{complete}. The port and the disk stay the
     caller's: once the outcome is there, every connection is closed, and both may be closed too.
 
-    @param disk: where to; opened for writing.
+    @param disk: where to; opened for writing. One that has no size yet (L{ISizedLater}) gets that
+        of the first blockmig sender that sends data; other clients are refused until then.
     @param migrations: how many are accepted. A copy that became canonical must never be
         overwritten, so 1 is the only possible number.
     @param export: the name of the export; "" is the default export.
@@ -69,7 +73,8 @@ class Receiver:
     @param identity: the migration that it waits for: where an id or a secret is given, senders
         that have not the same are refused, and so are those that say nothing of themselves.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
-    @raise ValueError: C{migrations} is not 1, or C{export} is too long.
+    @raise ValueError: C{migrations} is not 1, or C{export} is too long; or the old handshake is to
+        be spoken of a disk that has no size yet.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
     @raise AlreadyDone: the records say that the disk was received already: there is nothing to do.
@@ -92,9 +97,11 @@ class Receiver:
     ) -> None:
         if migrations != 1:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
-        if len(export.encode()) > MAXIMUM_NAME - len(HANDOFF_EXPORT):
+        if len(export.encode()) > MAXIMUM_NAME - LONGEST_SUFFIX:
             raise ValueError("the name of the export leaves no room for the side export's")
         given, disk = disk, guarded(disk)
+        if oldstyle and not disk.size:
+            raise ValueError("the old handshake begins with the size, which is not known yet")
         check_unclaimed(given, disk.name)
         runtime = runtime or Runtime.of()
         self._threads = BoundedThreads(runtime.threads)
@@ -130,7 +137,11 @@ class Receiver:
             _log_previous(disk, previous)
         location = location_of(disk, records, previous)
         destination = DestinationDisk(
-            disk, location, overwrite, lambda: self._outcome.result is None
+            disk,
+            location,
+            overwrite,
+            lambda: self._outcome.result is None,
+            check_room=not overrides.no_space_check,
         )
         record = DestinationRecord(destination, records, previous, self._threads)
         return IncomingMigration(
@@ -146,26 +157,37 @@ class Receiver:
         self, oldstyle: bool, handshake_timeout: float, idle_timeout: float
     ) -> ConnectionSettings:
         """What its connections have in common."""
-        main = MigrationExport(self._migration, self._export, self._clients.prove)
+        disk, export = self._migration.disk, self._export
         checks = Checks(self._migration, self._runtime)
-        handoff = HandoffExportFactory(self._migration, self._export, self._clients, checks)
-        scratch = ScratchExport(self._export, self._migration, checks, self._runtime.reactor)
+        handoff = HandoffExportFactory(self._migration, export, self._clients, checks)
+        scratch = ScratchExport(export, self._migration, checks, self._runtime.reactor)
+
+        def sized(name: str, size: int) -> MigrationExport:
+            return MigrationExport(self._migration, name, size, self._clients.prove)
 
         def lookup(name: str) -> MigrationExport | HandoffExport | ScratchExport | None:
             if name == handoff.export.name:
                 return handoff.handler()
             if name == scratch.export.name:
                 return scratch
-            return main if name == main.export.name else None
+            if name == export:
+                return sized(name, disk.size)
+            size = size_in_name(name, export)
+            return sized(name, size) if size and disk.size in (0, size) else None
+
+        def refusal(name: str) -> str:
+            if name == scratch.export.name:
+                return scratch.refusal()
+            return _NO_SIZE if name == export and not disk.size else ""
 
         return ConnectionSettings(
             runtime=self._runtime,
             lookup=lookup,
-            names=lambda: [main.export.name, handoff.export.name],
-            oldstyle=main if oldstyle else None,
+            names=lambda: [export, handoff.export.name],
+            oldstyle=sized(export, disk.size) if oldstyle else None,
             handshake_timeout=handshake_timeout,
             idle_timeout=idle_timeout,
-            refusal=lambda name: scratch.refusal() if name == scratch.export.name else "",
+            refusal=refusal,
         )
 
     @property
@@ -187,7 +209,7 @@ class Receiver:
             "state": migration.report.state(migration.attempt is not None),
             "uptime": round(now - self._began, 3),
             "disk": disk.name,
-            "size": disk.size,
+            "size": disk.size or None,
             "export": self._export,
             "read_only": False,
             **self._clients.status(now),
@@ -195,17 +217,29 @@ class Receiver:
         }
 
     def check(self) -> Deferred[None]:
-        """Check that the disk may be overwritten, before any connection is accepted.
+        """Check that the disk may be overwritten, and that there is room for all of it, before any
+        connection is accepted.
 
-        @return: fires with None, or fails with L{Refused} where the disk holds data, or with
-            L{LocalFailure} where it cannot be read. Calling it is optional: the same is checked
-            before the first change. Of a receiver that is stopped, or has ended, nothing is
-            checked: it fails as L{complete} does.
+        @return: fires with None, or fails with L{Refused} where the disk holds data, or cannot have
+            its size, or with L{LocalFailure} where it cannot be read. Calling it is optional: that
+            it holds no data is checked before the first change too. Of a receiver that is stopped,
+            or has ended, nothing is checked: it fails as L{complete} does.
         """
         if self._is_over:
             return self._ended()
-        checking = self._threads(self._migration.disk.refuse_data)
+        checking = self._threads(self._check_disk)
         return checking.addErrback(self._check_failed)
+
+    def _check_disk(self) -> None:
+        """In a thread."""
+        disk = self._migration.disk
+        disk.refuse_data()
+        if disk.size:
+            try:
+                disk.check_size(disk.size)
+            except DiskRefused as error:
+                advice = "to receive it anyway, use no_space_check=True"
+                raise Refused(f"{error}; {advice}") from None
 
     def _check_failed(self, failure: Failure) -> Deferred[None]:
         if self._is_over:

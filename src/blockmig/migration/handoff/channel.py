@@ -32,6 +32,7 @@ ANSWER_TIMEOUT: Final = 60.0
 """Seconds within which a receiver must answer, if it may not be silent for less."""
 
 _EPERM: Final = 1
+_ENOSPC: Final = 28
 _UNPROVED: Final = "the receiver there does not prove that it knows the secret=…"
 
 
@@ -74,6 +75,10 @@ class AnotherMigration(ClientFailed):
 
 class Unproved(AnotherMigration):
     """The receiver does not prove that it knows the secret of the migration."""
+
+
+class DoesNotFit(ClientFailed):
+    """The receiver's disk cannot have the size of ours."""
 
 
 class HandoffConversation:
@@ -136,9 +141,12 @@ class HandoffConversation:
                 0, signed(message, self._secret, self._nonce, Writer.SENDER).encode()
             )
         except ClientFailed as error:
-            if error.error != _EPERM:
+            if error.error not in (_EPERM, _ENOSPC):
                 raise
             answer = await self.read()
+            if error.error == _ENOSPC:
+                why = answer.refusal or "it has no room left"
+                raise DoesNotFit(f"the destination: {why}", error.error) from None
             if answer.another:
                 raise AnotherMigration(
                     "the receiver there was started for another migration", error.error

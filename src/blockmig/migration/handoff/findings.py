@@ -27,6 +27,7 @@ class Findings:
     @ivar room: bytes that are free for the disk, beside what it has already; -1 where nobody can
         tell, or a device has its own.
     @ivar allocated: bytes that the disk has already.
+    @ivar whole: a migration is refused unless there is room for all of its disk.
     @ivar unrecorded: why no record can be made beside the disk; "" where one can.
     """
 
@@ -37,6 +38,7 @@ class Findings:
     time: str = ""
     room: int = -1
     allocated: int = 0
+    whole: bool = False
     unrecorded: str = ""
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ _MARK: Final = "handoff"
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}")
-_SHORTENED: Final = ("disk", "host", "holder", "state_directory")
+_SHORTENED: Final = ("disk", "host", "holder", "state_directory", "refusal")
 _COOKIE: Final = re.compile(r"[0-9a-f]{0,16}")
 
 
@@ -67,7 +67,7 @@ class HandoffMessage:
     @ivar migration: from a sender, the migration's UUID; from a receiver, its fingerprint, or ""
         where there is no migration, or its sender gave no UUID.
     @ivar attempt: the number of the attempt.
-    @ivar size: bytes of the disk.
+    @ivar size: bytes of the disk; from a receiver 0 as long as it does not know that.
     @ivar host: the host name of the machine that wrote the message.
     @ivar disk: the path of its disk; only the end of a very long one.
     @ivar unlink: the source is retired by deleting it (senders only).
@@ -83,6 +83,7 @@ class HandoffMessage:
     @ivar another: from a receiver, whether it was started for another migration than that of the
         message that the reader has sent: by its id or its secret, of which this says nothing.
     @ivar sent_again: the source was retired before, and kept, and is sent once more (senders only).
+    @ivar refusal: from a receiver, why its disk cannot have the size that the reader's message has.
     @ivar nonce: from a receiver, what a proof on this connection must contain.
     @ivar proof: that the writer has the secret of the migration (L{signed}).
     @ivar findings: from a receiver, to a reader whose last message was C{checking}, and was
@@ -107,6 +108,7 @@ class HandoffMessage:
     working: bool = False
     another: bool = False
     sent_again: bool = False
+    refusal: str = ""
     findings: Findings | None = None
 
     @property

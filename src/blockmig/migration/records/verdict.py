@@ -443,6 +443,9 @@ def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
     _check(disk, replace(state, **_beside_records(disk, records, system)), "")
 
 
+_SOME_SIZE: Final = 1
+
+
 def check_data(disk: IRecordedDisk, override: str, system: SystemCalls = SYSTEM) -> None:
     """Check what neither the disk's own records nor its name say: that it is not a retired source
     under another name, and that it has no data in common with a disk that is not the canonical
@@ -451,7 +454,8 @@ def check_data(disk: IRecordedDisk, override: str, system: SystemCalls = SYSTEM)
     @param override: the option that has it used all the same.
     @raise Refused: that is not so.
     """
-    state = DiskState(disk.name, disk.size, disk.identity())
+    # One that gets its size later is a new one, whatever that will be.
+    state = DiskState(disk.name, disk.size or _SOME_SIZE, disk.identity())
     found = _beside_records(disk, records_of(disk, system), system)
     _check(disk, replace(state, **found), f"; to use it anyway: {override}")
 

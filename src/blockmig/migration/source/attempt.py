@@ -37,11 +37,12 @@ from ...nbd import (
     OptionReply,
     ProtocolError,
     side_exports,
+    sized_export_name,
 )
 from ...storage import DiskChanged, NotDurable
 from ...syscalls import describe_error
 from ...transport import Pacer
-from ..handoff.channel import AnotherMigration, Channel, HandoffChannel, NoChannel
+from ..handoff.channel import AnotherMigration, Channel, DoesNotFit, HandoffChannel, NoChannel
 from ..records.files import Location
 from .admission import Admission, PeerCapabilities, check_peer
 from .context import (
@@ -77,7 +78,11 @@ class OpeningAttempt(ClientHandler):
 
     def __init__(self, context: AttemptContext, ended: Callable[[Outcome], None]) -> None:
         export = context.destination.export
-        handshake = ClientHandshake(export, side_exports(export))
+        handshake = ClientHandshake(
+            export,
+            side_exports(export),
+            instead=sized_export_name(export, context.disk.size) or "",
+        )
         limiter = context.passes.limiter
         pacer = Pacer(context.runtime.reactor, limiter) if limiter is not None else None
         self.connection = HalfClosingConnection(self, handshake, context.runtime, pacer)
@@ -277,7 +282,9 @@ class Attempt(ClientHandler):
             # Something that it has called has cancelled itself.
             self._connection.fail("a step of the attempt was cancelled")
         elif isinstance(error, AnotherMigration):
-            self._refused_as_another(error)
+            self._refused(f"{error}: compare id=… and secret=… at both ends")
+        elif isinstance(error, DoesNotFit):
+            self._refused(str(error))
         elif isinstance(error, ClientFailed | AttemptFailed):
             self._connection.fail(failure.getErrorMessage())
         elif isinstance(error, MigrationError):
@@ -290,10 +297,9 @@ class Attempt(ClientHandler):
             _bug(failure)
             self._connection.fail(f"a bug: {failure.getErrorMessage()}")
 
-    def _refused_as_another(self, error: AnotherMigration) -> None:
+    def _refused(self, why: str) -> None:
         """The end of a migration that no receiver has acknowledged; another has begun, and the one
         that knows it may have its address again later."""
-        why = f"{error}: compare id=… and secret=… at both ends"
         if self._context.is_acknowledged:
             self._is_lasting = True
             self._connection.fail(why)

@@ -88,14 +88,16 @@ class HandoffMessageTests(SynchronousTestCase):
 
     def test_findings_are_a_part_of_it_if_there_are_any(self):
         self.assertNotIn(b"findings", PAGE.encode())
-        found = Findings("1.2.3", True, "copying", "a host:/disk", "then", 2**63, 5000, "no room")
+        found = Findings(
+            "1.2.3", True, "copying", "a host:/disk", "then", 2**63, 5000, True, "no room"
+        )
         message = replace(PAGE, findings=found)
         self.assertEqual(message, decode_message(message.encode()))
 
     def test_findings_fit_into_the_longest_message(self):
         for letter in "xä\U0001f600":
             text = letter * 5000
-            found = Findings(text, True, text, text, text, 2**63, 2**63, text)
+            found = Findings(text, True, text, text, text, 2**63, 2**63, True, text)
             message = replace(PAGE, findings=found, host=text, disk=text, holder=text)
             data = message.encode()
             self.assertEqual(MESSAGE_SIZE, len(data))
