@@ -87,7 +87,9 @@ class Writer:
         return data
 
     def write(self) -> None:
-        offset = self._random.randrange(self._span) * 4096
+        self.write_at(self._random.randrange(self._span) * 4096)
+
+    def write_at(self, offset: int) -> None:
         head = struct.pack("!IHHQQI", 0x25609513, 0, 1, 0, offset, 4096)
         self._socket.sendall(head + self._random.randbytes(4096))
         if struct.unpack("!IIQ", self._take(16))[1]:

@@ -163,6 +163,12 @@ class ISizedLater(IRecordedDisk):
         @raise OSError: that cannot be found out.
         """
 
+    def room() -> Any:
+        """I{Slow.} The room for it: a L{blockmig.storage.Room}; None where that is not known.
+
+        @raise OSError: that cannot be found out.
+        """
+
 
 class IUnlinkableDisk(IDisk):
     """A disk that can be retired by deleting it."""

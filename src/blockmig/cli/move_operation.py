@@ -167,8 +167,8 @@ def receiver_arguments(options: Options, size: int | None) -> list[str]:
         *(f"--file={options.uri.path}", f"--id={options['id']}", "--secret=-"),
         *("--end-with-stdin", "--replace", "--log-format=json"),
     ]
-    if size is not None:
-        arguments.append(f"--size={size}")
+    # Of a disk that is gone there is a copy, or there is nothing to be moved.
+    arguments.append("--no-create" if size is None else f"--size={size}")
     if options.overwrite_there:
         arguments.append("--overwrite")
     if options["no-space-check"]:

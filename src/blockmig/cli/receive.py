@@ -52,6 +52,11 @@ class Options(usage.Options):
         common.IN_USE_ANYWAY,
         common.NO_SPACE_CHECK,
         Flag(
+            "no-create",
+            "Receive only into a disk that exists. (If its file system may not be mounted, a new "
+            "file would be made below the mount point.)",
+        ),
+        Flag(
             "end-with-stdin",
             "End as by SIGTERM when standard input closes (after --secret - has read its line): "
             "with whoever started this command, for example through ssh.",
@@ -109,6 +114,8 @@ class Options(usage.Options):
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
         common.check_again(self)
+        if self["no-create"] and self["size"] is not None:
+            raise usage.UsageError("--size is for a disk that is created: leave out --no-create")
         if self["replace"] and not self["id"]:
             raise usage.UsageError("--replace needs an --id: that of the migration")
         if self["replace"] and self["control"]:

@@ -147,12 +147,12 @@ class ReceiveOperation:
             return open_disk(
                 options["file"],
                 size=options["size"],
-                sized_later=not options["oldstyle"],
+                sized_later=not (options["oldstyle"] or options["no-create"]),
                 state_directory=options["state-dir"],
                 system=self._runtime.system,
             )
         except DiskRefused as error:
-            if options["size"] is None and not os.path.lexists(options["file"]):
+            if options["oldstyle"] and not os.path.lexists(options["file"]):
                 raise Refused(f"{error} (--oldstyle needs --size to create it)") from None
             raise Refused(str(error)) from None
 

@@ -54,8 +54,11 @@ class Clients:
     def prove(self, connection: ServerConnection) -> None:
         """C{connection} belongs here: it is not closed for others any more.
 
-        That holds for the 32 that have done this last: there may be no end of those who can.
+        That holds for the 32 that have done this last: there may be no end of those who can. One
+        that is gone by now needs nothing.
         """
+        if connection not in self._connections:
+            return
         self._proved.pop(connection, None)
         self._proved[connection] = None
         if len(self._proved) > _MOST_PROVED:

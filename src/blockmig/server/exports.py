@@ -115,10 +115,12 @@ class Exports:
             raise ValueError("the old handshake has no export names: it needs a port of its own")
         if not owner.accepts:
             raise ValueError("it has ended, or is about to: its exports are offered no more")
-        taken = set(self.names())
         for name in settings.names():
-            if name in taken:
+            if self._owner_of(name) is not None:
                 raise ValueError(f"an export with the name {name!r} is offered already")
+        for name in self.names():
+            if settings.lookup(name) is not None:
+                raise ValueError(f"what is offered already as {name!r} is a name of its own")
         part.factory()  # from now on it may have clients
         ended = part.complete()
         self._parts[part] = _Part(owner, ended)
@@ -157,6 +159,10 @@ class Exports:
 
     def _owner_of(self, name: str) -> Any:
         """The owner of the export with that name; None where it is not offered."""
+        for owner in self._open():
+            if name in owner.settings.names():
+                return owner
+        # What is listed nowhere: each name has one owner at most (L{add}).
         for owner in self._open():
             if owner.settings.lookup(name) is not None:
                 return owner

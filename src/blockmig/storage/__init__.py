@@ -37,7 +37,7 @@ from .record_paths import (
     records_inside,
     state_path,
 )
-from .room import Room, room_of
+from .room import Room
 from .scan import Scan, Segment, split_data
 from .survey import Survey
 from .users import User, is_open_elsewhere, users_of
@@ -94,7 +94,6 @@ __all__ = [
     "paths_aside",
     "record_path",
     "records_inside",
-    "room_of",
     "same_disk",
     "sample_ranges",
     "split_data",

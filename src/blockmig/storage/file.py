@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final
 
 from zope.interface import implementer
 
@@ -23,11 +22,8 @@ from .disk import UNSUPPORTED, DescriptorDisk
 from .errors import DiskRefused, NotDurable
 from .identities import file_identity
 from .mounts import filesystem_of, is_below_dev, is_remote
+from .room import Room, can_hold, room_at
 from .watched import WatchedFile
-
-_TOO_LARGE: Final = (errno.EFBIG, errno.EINVAL)
-_BLOCK: Final = 512
-"""Bytes of a block in the result of stat(2)."""
 
 
 @implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk, ISizedLater)
@@ -79,30 +75,21 @@ class FileDisk(DescriptorDisk, WatchedFile):
         return descriptor
 
     def check_size(self, size: int, room: bool = True) -> None:
-        """See L{ISizedLater}. The file that is tried with is this one, which is empty."""
-        with self._descriptor as descriptor:
-            if self._unsized:
-                try:
-                    self._system.ftruncate(descriptor, size)
-                except OSError as error:
-                    if error.errno not in _TOO_LARGE:
-                        raise
-                    raise DiskRefused(
-                        f"{self.name}: its file system holds no file of {size} bytes"
-                    ) from None
-                self._system.ftruncate(descriptor, 0)
-            if room:
-                self._check_room(descriptor, size)
-
-    def _check_room(self, descriptor: int, size: int) -> None:
-        needed = size - self._system.fstat(descriptor).st_blocks * _BLOCK
-        free = self._system.fstatvfs(descriptor)
-        blocks = free.f_bfree if self._system.geteuid() == 0 else free.f_bavail
-        if needed > (available := blocks * free.f_frsize):
+        """See L{ISizedLater}."""
+        if self._unsized and not can_hold(os.path.dirname(self.path), size, self._system):
+            raise DiskRefused(f"{self.name}: its file system holds no file of {size} bytes")
+        found = self.room() if room else None
+        if found is not None and size - found.allocated > found.free:
             raise DiskRefused(
-                f"{self.name}: its file system has no room for it: {available} bytes are free, and "
-                f"{needed} are needed if all of the disk is data"
+                f"{self.name}: its file system has no room for it: {found.free} bytes are free, "
+                f"and {size - found.allocated} are needed if all of the disk is data (to receive "
+                "it all the same: no_space_check=True at the receiver)"
             )
+
+    def room(self) -> Room | None:
+        """See L{ISizedLater}."""
+        with self._descriptor as descriptor:
+            return room_at(descriptor, self._system)
 
     def _check_kind(self, mode: int) -> None:
         if stat.S_ISDIR(mode):

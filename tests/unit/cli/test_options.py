@@ -87,6 +87,7 @@ class ReceiveTests(Case):
                 "export": "",
                 "oldstyle": 0,
                 "no-space-check": 0,
+                "no-create": 0,
                 "again": 0,
                 "overwrite": 0,
                 "in-use-anyway": 0,

@@ -16,20 +16,13 @@ from typing import Any, Final, TypeVar
 
 from ...client import ClientFailed, NBDClient
 from ...interfaces import IDisk
-from ...nbd import (
-    ClientHandshake,
-    LocalProtocolError,
-    Negotiated,
-    TransmissionFlag,
-    handoff_export_name,
-    side_exports,
-    sized_export_name,
-)
+from ...nbd import LocalProtocolError, Negotiated, TransmissionFlag
 from ...runtime import Runtime
 from ...storage import Survey
 from ...transport import RateLimiter
 from ...units import format_bytes
 from ..handoff.channel import NoHandoffExport, open_handoff
+from ..handoff.handshake import handshake_for, is_in_use, is_receiver
 from ..source.admission import PeerCapabilities, check_peer
 from ..source.attempt import explain
 from ..source.context import AttemptContext, AttemptFailed
@@ -107,10 +100,8 @@ class DestinationChecks:
         """Look at everything."""
         destination = self._plan.destination
         export, size = destination.export, self._context.disk.size if self._context else 0
-        # A receiver that has no size yet offers it with that of the disk.
-        sized = sized_export_name(export, size) if size else None
         try:
-            handshake = ClientHandshake(export, side_exports(export), instead=sized or "")
+            handshake = handshake_for(export, size)
         except LocalProtocolError as error:
             self._notes.fail("destination", error)
             return
@@ -136,10 +127,11 @@ class DestinationChecks:
 
     async def _look_at(self, client: NBDClient, negotiated: Negotiated) -> None:
         peer = self._check_export(negotiated)
-        if handoff_export_name(self._plan.destination.export) in negotiated.listed:
+        export = self._plan.destination.export
+        if is_receiver(negotiated, export):
             if await self._ask_receiver(client, peer):
                 return
-        elif negotiated.listed:
+        elif is_in_use(negotiated, export):
             return  # a server of a disk in use, as was said
         await self._measure(lambda: client.read(0, negotiated.export.minimum_block))
         await check_foreign(self._plan, self._context, peer, client, self._notes)

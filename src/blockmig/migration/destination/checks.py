@@ -46,6 +46,10 @@ class Checks:
         """Whether any does that has not used the scratch export yet."""
         return bool(self._cookies)
 
+    def answered(self, connection: ServerConnection, message: HandoffMessage) -> None:
+        """What was found was told to C{connection}, which is there, and had sent C{message}."""
+        self._cookies[connection] = int(message.cookie, 16)
+
     def take(self, connection: ServerConnection) -> bool:
         """Whether a standing check names C{connection}; it does so once."""
         for checking, cookie in self._cookies.items():
@@ -60,28 +64,23 @@ class Checks:
 
     # What is found.
 
-    def answer(self, connection: ServerConnection, message: HandoffMessage) -> Deferred[Findings]:
-        """Look for what C{message} asks; it came over C{connection}, and is not to be refused."""
+    def answer(self) -> Deferred[Findings]:
+        """Look for what a message asks that is not to be refused."""
         if not self._migration.claims.are_needed:
             only: Deferred[Findings] = Deferred()
             only.callback(Findings(__version__))
             return only
 
-        def found(findings: Findings) -> Findings:
-            if connection.connected:
-                self._cookies[connection] = int(message.cookie, 16)
-            return findings
-
         looking: Deferred[tuple[Room | None, str]] = self._looking.run(
             self._runtime.threads, self._look
         )
-        return looking.addCallback(lambda result: found(self._findings(*result)))
+        return looking.addCallback(lambda result: self._findings(*result))
 
     def _look(self) -> tuple[Room | None, str]:
         """I{In a thread.}"""
         migration = self._migration
         try:
-            return migration.disk.room(self._runtime.system), migration.record.why_unrecorded()
+            return migration.disk.room(), migration.record.why_unrecorded()
         except OSError as error:
             return None, describe_error(error)
 

@@ -21,8 +21,7 @@ from typing import Any
 
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, ISizedLater, IWatchedDisk
-from ...storage import Room, find_data, is_device_identity, path_of, room_of
-from ...syscalls import SYSTEM, SystemCalls
+from ...storage import Room, find_data, is_device_identity, path_of
 from ..records.files import Location, Record, Records, this_host
 
 
@@ -141,12 +140,13 @@ class DestinationDisk:
         """Whether a size is refused for which there is no room."""
         return self._check_room and not self.size
 
-    def room(self, system: SystemCalls = SYSTEM) -> Room | None:
+    def room(self) -> Room | None:
         """I{Slow.} The room that there is for it; None where nobody can tell.
 
         @raise OSError: that failed.
         """
-        return room_of(self.disk, system)
+        room: Room | None = self.disk.room() if ISizedLater.providedBy(self.disk) else None
+        return room
 
     def check_path(self) -> None:
         """I{Slow.} Check that its name still leads to what was opened, and that the size is the

@@ -21,10 +21,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...nbd import HANDOFF_EXPORT, Command, Errno, Export, Request, TransmissionFlag
 from ...server import Clients, IExportHandler, ServerConnection
+from ...storage import DiskRefused
+from ...syscalls import describe_error
 from ..handoff.findings import Findings
 from ..handoff.message import MESSAGE_SIZE, BadMessage, HandoffMessage, HandoffPhase, decode_message
 from ..identity import make_nonce
@@ -202,23 +205,28 @@ class HandoffExport:
 
         def found(findings: Findings) -> Errno:
             self.disk.check = sent.message, findings
+            if findings.told:
+                self._factory.checks.answered(sent.connection, sent.message)
             return Errno.OK
 
-        return self._factory.checks.answer(sent.connection, sent.message).addCallback(found)
+        return self._factory.checks.answer().addCallback(found)
 
     def _size(self, sent: SentMessage) -> EventualErrno:
         """Take a claim if the disk, which has no size yet, can have the one that it says."""
-        size = sent.message.size
+        size, sizing = sent.message.size, self._migration.sizing
         if size <= 0:
             return self._migration.refuse(sent, f"its disk has {size} bytes", Errno.EINVAL)
+        if sizing.has_asked_enough(sent.connection):
+            return self._migration.refuse(sent, "its connection has made too many claims")
 
-        def checked(why: str) -> EventualErrno:
-            self.disk.refusal = why
-            if why:
-                return self._migration.refuse(sent, why, Errno.ENOSPC)
-            return self._take(sent)
+        def unfit(failure: Failure) -> Errno:
+            failure.trap(DiskRefused, OSError)
+            if failure.check(OSError):
+                return self._migration.refuse(sent, describe_error(failure.value), Errno.EIO)
+            self.disk.refusal = failure.getErrorMessage()
+            return self._migration.refuse(sent, self.disk.refusal, Errno.ENOSPC)
 
-        return self._migration.sizing.check(size).addCallback(checked)
+        return sizing.check(size).addCallbacks(lambda _: self._take(sent), unfit)
 
     def _take(self, sent: SentMessage) -> EventualErrno:
         """Take a message, unless it is void by now."""

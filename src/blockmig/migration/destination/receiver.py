@@ -232,14 +232,14 @@ class Receiver:
 
     def _check_disk(self) -> None:
         """In a thread."""
-        disk = self._migration.disk
-        disk.refuse_data()
-        if disk.size:
+        migration = self._migration
+        migration.disk.refuse_data()
+        if migration.disk.size and migration.record.current is None:
+            # What has begun goes on: it may be the only copy, and lack nothing any more.
             try:
-                disk.check_size(disk.size)
+                migration.disk.check_size(migration.disk.size)
             except DiskRefused as error:
-                advice = "to receive it anyway, use no_space_check=True"
-                raise Refused(f"{error}; {advice}") from None
+                raise Refused(str(error)) from None
 
     def _check_failed(self, failure: Failure) -> Deferred[None]:
         if self._is_over:

@@ -23,8 +23,9 @@ from twisted.internet.defer import Deferred
 
 from ...client import ClientFailed
 from ...errors import Refused
-from ...nbd import Export, Negotiated, TransmissionFlag, handoff_export_name
+from ...nbd import Export, Negotiated, TransmissionFlag
 from ..handoff.channel import is_same_migration
+from ..handoff.handshake import is_in_use, is_receiver
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.advice import command_there, where
 from ..records.files import Location
@@ -54,14 +55,15 @@ def check_peer(context: AttemptContext, negotiated: Negotiated) -> PeerCapabilit
 
     @raise AttemptFailed: it cannot.
     """
-    is_receiver = handoff_export_name(context.destination.export) in negotiated.listed
-    if negotiated.listed and not is_receiver:
+    wanted = context.destination.export
+    if is_in_use(negotiated, wanted):
         raise AttemptFailed(
             "the destination is a `blockmig serve`, which serves its disk to clients: a disk in "
             "use cannot be a destination"
         )
+    receives = is_receiver(negotiated, wanted)
     longest = _longest_write(context, negotiated.export)
-    return PeerCapabilities(negotiated.export, negotiated.oldstyle, is_receiver, longest)
+    return PeerCapabilities(negotiated.export, negotiated.oldstyle, receives, longest)
 
 
 def _longest_write(context: AttemptContext, export: Export) -> int:

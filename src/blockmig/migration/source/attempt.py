@@ -30,19 +30,17 @@ from twisted.python.failure import Failure
 from ...client import ClientFailed, ClientHandler, HalfClosingConnection
 from ...errors import GaveUp, LocalFailure, MigrationError, Refused, Unconfirmed
 from ...nbd import (
-    ClientHandshake,
     HandshakeRefused,
     Negotiated,
     NotNBD,
     OptionReply,
     ProtocolError,
-    side_exports,
-    sized_export_name,
 )
 from ...storage import DiskChanged, NotDurable
 from ...syscalls import describe_error
 from ...transport import Pacer
 from ..handoff.channel import AnotherMigration, Channel, DoesNotFit, HandoffChannel, NoChannel
+from ..handoff.handshake import handshake_for
 from ..records.files import Location
 from .admission import Admission, PeerCapabilities, check_peer
 from .context import (
@@ -78,11 +76,7 @@ class OpeningAttempt(ClientHandler):
 
     def __init__(self, context: AttemptContext, ended: Callable[[Outcome], None]) -> None:
         export = context.destination.export
-        handshake = ClientHandshake(
-            export,
-            side_exports(export),
-            instead=sized_export_name(export, context.disk.size) or "",
-        )
+        handshake = handshake_for(export, context.disk.size)
         limiter = context.passes.limiter
         pacer = Pacer(context.runtime.reactor, limiter) if limiter is not None else None
         self.connection = HalfClosingConnection(self, handshake, context.runtime, pacer)

@@ -35,13 +35,7 @@ from ...claims import Claims
 from ...client import ClientFailed, Destination, NBDClient
 from ...errors import Summary, Unconfirmed
 from ...lives import Life
-from ...nbd import (
-    ClientHandshake,
-    Command,
-    Negotiated,
-    TransmissionFlag,
-    handoff_export_name,
-)
+from ...nbd import Command, Negotiated, TransmissionFlag
 from ...runtime import BoundedThreads, InThread, Runtime, wait_shielded
 from ...syscalls import describe_error
 from ..handoff.channel import (
@@ -52,6 +46,7 @@ from ..handoff.channel import (
     open_handoff,
     sender_message,
 )
+from ..handoff.handshake import handshake_for, is_receiver
 from ..handoff.message import HandoffMessage, HandoffPhase
 from ..records.files import Record
 from .progress import Progress
@@ -260,14 +255,11 @@ class Finisher:
         """
         cookie = secrets.randbits(64)
         export = self._destination.export
-        side_export = handoff_export_name(export)
-        looked_for = () if side_export is None else (side_export,)
-        client = NBDClient(
-            ClientHandshake(export, looked_for), self._runtime, ANSWER_TIMEOUT, first_cookie=cookie
-        )
+        handshake = handshake_for(export, self._source.record.size)
+        client = NBDClient(handshake, self._runtime, ANSWER_TIMEOUT, first_cookie=cookie)
         try:
             negotiated = await client.connect(self._destination.endpoint)
-            if not negotiated.listed:
+            if not is_receiver(negotiated, export):
                 self._conclude_unknown(None)
                 return False
             await _introduce(client, negotiated)

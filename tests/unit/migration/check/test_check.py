@@ -114,13 +114,13 @@ class GoodPairTests(CheckCase):
         )
         Records(self.source.path).write(Kind.MIGRATING, record)
         written = []
-        take = checks.Checks.answer
+        take = checks.Checks.answered
 
-        def answer(self, connection, message):
+        def answered(self, connection, message):
             written.append(message)
             return take(self, connection, message)
 
-        self.patch(checks.Checks, "answer", answer)
+        self.patch(checks.Checks, "answered", answered)
         self.check()
         self.assertEqual([False], [message.migration == ONE for message in written])
         self.assertEqual("web-7", written[0].id)
@@ -189,7 +189,7 @@ class ReceiverTests(CheckCase):
         self.fails("export", f"{SIZE} bytes", "9999")
 
     def room(self, free, allocated=0):
-        self.patch(DestinationDisk, "room", lambda disk, system: Room(free, allocated))
+        self.patch(DestinationDisk, "room", lambda disk: Room(free, allocated))
         self.check()
 
     def test_no_room_for_the_data(self):

@@ -27,8 +27,17 @@ class Calls(SystemCalls):
 
     largest = 1 << 62
     free = 1 << 40
+    counts = True
+    nameless = True
+    tried = 0
+
+    def open(self, path, flags, mode=0o777):
+        if flags & os.O_TMPFILE == os.O_TMPFILE and not self.nameless:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return os.open(path, flags, mode)
 
     def ftruncate(self, descriptor, size):
+        self.tried += 1
         if size > self.largest:
             raise OSError(errno.EFBIG, "File too large")
         os.ftruncate(descriptor, size)
@@ -37,6 +46,7 @@ class Calls(SystemCalls):
         class Free:
             f_frsize = 1
             f_bfree = f_bavail = self.free
+            f_blocks = int(self.counts)
 
         return Free
 
@@ -294,28 +304,74 @@ class RoomTests(Case):
         for size in (0, -5):
             self.assertEqual(errno.EINVAL, self.handoff().notify("copying", size=size))
 
-    def test_whether_it_fits_is_asked_beside_no_write_of_the_record(self):
-        """A file that is being tried with has a size that it should not have."""
+    def test_the_file_itself_is_not_tried_with(self):
+        """Whoever looks, and whatever crashes: a file of zeroes without a record is a disk."""
+        sizes = []
+
+        def watch(descriptor, size):
+            os.ftruncate(descriptor, size)
+            sizes.append((size, self.size(), self.names()))
+
+        self.system.ftruncate = watch
+        self.claimed(size=1 << 30)
+        self.assertEqual([(1 << 30, 0, ["disk"])], sizes)
+
+    def test_where_nothing_can_be_tried_the_room_decides(self):
+        self.system.nameless = False
+        self.system.free = 5000
+        self.assertEqual(0, self.handoff().notify("copying", size=5000))
+        self.unfit(self.handoff(), 5001, "no room")
+        self.assertEqual(0, self.system.tried)
+
+    def test_a_file_system_that_does_not_count_is_not_full(self):
+        self.system.counts = False
+        self.system.free = 0
+        client, _ = self.claimed()
+        client.write(0, b"x")
+        self.assertEqual([0], client.errors())
+
+    def test_what_has_begun_goes_on_without_room(self):
+        """Its source may be retired, and nothing more may have to be written."""
+        client, handoff = self.claimed()
+        client.write(0, DATA)
+        client.send(FLUSH)
+        self.assertEqual([0, 0], client.errors())
+        self.assertEqual(0, handoff.notify("copied"))
+        self.receiver.stop()
+        self.disk.close()
+        self.system.free = 0
+        self.make()
+        self.assertIsNone(self.successResultOf(self.receiver.check()))
+        handoff = self.handoff()
+        self.assertEqual(0, handoff.notify("retired"))
+
+    def test_a_connection_claims_a_few_sizes(self):
+        self.system.free = 0
+        handoff, tried = self.handoff(), []
+        for _ in range(20):
+            tried.append(handoff.notify("copying"))
+        self.assertEqual([errno.ENOSPC] * 16 + [errno.EPERM] * 4, tried)
+        self.assertEqual(16, self.system.tried)
+
+    def test_who_has_gone_meanwhile_is_kept_before_nobody(self):
         self.receiver.stop()
         self.disk.close()
         threads = ManualThreads()
         self.make(threads)
-        one, two = self.handoff(), self.handoff()
-        one.send_message("copying", ONE, 7)
+        handoff = self.handoff()
+        handoff.send_message("copying")
+        handoff.lose()
         threads.run()
-        self.assertEqual([0], one.errors())
-        client = self.sized()
-        two.send_message("copying", TWO, 8, size=6000)
-        client.write(0, DATA)
-        self.assertEqual(1, len(threads.names()))
-        threads.run()
-        self.assertEqual([0], client.errors())
-        self.assertEqual([errno.EINVAL], two.errors())
-        self.assertEqual((SIZE, ONE), (self.size(), self.record().migration))
+        self.assertFalse(self.receiver.owner.is_proved(handoff.connection))
+        self.assertEqual(0, len(self.receiver._clients))
 
-    def test_a_file_that_cannot_be_tried_with_is_an_error_in_words(self):
+    def test_what_cannot_be_found_out_may_be_tried_again(self):
         def broken(descriptor):
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(errno.ESTALE, "Stale file handle")
 
-        self.system.fstatvfs = broken
-        self.unfit(self.handoff(), SIZE, self.path, "Input/output error")
+        handoff = self.handoff()
+        self.system.fstatvfs, fstatvfs = broken, self.system.fstatvfs
+        self.assertEqual(errno.EIO, handoff.notify("copying"))
+        self.assertEqual("", handoff.read_message().refusal)
+        self.system.fstatvfs = fstatvfs
+        self.assertEqual(0, handoff.notify("copying"))

@@ -1,0 +1,164 @@
+"""What `status` forecasts of a mirror, beside what then happened.
+
+Each load writes while the disk is mirrored at a limited rate, so that there is time for a forecast.
+Five seconds after the beginning (and again every five) `expected_end` and `expected_pause` are
+taken; when all is over they are compared with how long it took from then on, and for how long
+clients were held. A factor of 1 is right, 2 means twice as long as forecast, 0.5 half as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from blockmig.control import ControlError, ask
+from latency import BLOCKMIG, wait_for
+from mirroring import Writer, forget
+from throughput import make_source
+
+MIB = 1 << 20
+BLOCK = 4096
+FIRST = 5.0
+
+
+class Load(NamedTuple):
+    """What a client does meanwhile.
+
+    @ivar rate: bytes a second that it writes.
+    @ivar span: bytes of the disk that it writes to; 0 for all.
+    @ivar sequential: one after the other; otherwise at random.
+    @ivar data: the part of the disk that is data; the rest is holes.
+    """
+
+    rate: int = 0
+    span: int = 0
+    sequential: bool = False
+    data: float = 1.0
+
+
+LOADS = {
+    "idle": Load(),
+    "1 MB/s, random": Load(MIB),
+    "4 MB/s, random": Load(4 * MIB),
+    "12 MB/s, random": Load(12 * MIB),
+    "12 MB/s in 8 MiB": Load(12 * MIB, span=8 * MIB),
+    "12 MB/s, sequential": Load(12 * MIB, sequential=True),
+    "4 MB/s, sparse": Load(4 * MIB, data=0.3),
+}
+
+
+class Sample(NamedTuple):
+    """A forecast, and when it was made."""
+
+    at: float
+    end: float | None
+    pause: float | None
+
+
+class Client(Writer):
+    """Writes as much as its load says, each block when it is due."""
+
+    def __init__(self, path: str, size: int, load: Load) -> None:
+        super().__init__(path, size, load.span or size)
+        self._load, self._blocks, self._written = load, (load.span or size) // BLOCK, 0
+        self._began = time.monotonic()
+        self._at_random = random.Random(2)
+
+    def catch_up(self) -> None:
+        """Write what is due by now; what a pause has cost is not made up for."""
+        due = int((time.monotonic() - self._began) * self._load.rate / BLOCK)
+        self._written = max(self._written, due - self._load.rate // BLOCK // 10)
+        while self._written < due:
+            block = self._written if self._load.sequential else self._at_random.getrandbits(40)
+            self.write_at(block % self._blocks * BLOCK)
+            self._written += 1
+
+
+def make_disk(path: Path, size: int, data: float) -> None:
+    make_source(path, int(size * data))
+    os.truncate(path, size)
+
+
+def hand_off(folder: str, size: int, load: Load, rate: int) -> tuple[list[Sample], float, float]:
+    """One migration: what was forecast; when it ended; for how long clients were held."""
+    for name in os.listdir(folder):
+        Path(folder, name).unlink(missing_ok=True)
+    make_disk(Path(folder, "source"), size, load.data)
+    forget(f"{folder}/source")
+    control, socket = f"{folder}/control", f"{folder}/receive"
+    serve = [*BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
+    receive = [*BLOCKMIG, "receive", "-q", "--file", f"{folder}/copy", "--size", str(size)]
+    with contextlib.ExitStack() as running:
+        for command in (
+            [*serve, "--listen", f"unix:{folder}/clients"],
+            [*receive, "--listen", f"unix:{socket}"],
+        ):
+            process = running.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            running.callback(process.kill)
+        wait_for(f"{folder}/clients")
+        wait_for(socket)
+        client = Client(f"{folder}/clients", size, load)
+        wanted = {"uri": f"nbd+unix:///?socket={socket}", "max_rate": rate, "then": "exit"}
+        ask(control, "POST", "/mirror", wanted, timeout=60)
+        return watch(control, client)
+
+
+def watch(control: str, client: Client) -> tuple[list[Sample], float, float]:
+    """Write until the disk is handed over, and look at the forecasts meanwhile."""
+    began, samples, status = time.monotonic(), [], {}
+    looked = 0.0
+    while time.monotonic() < began + 300:
+        try:
+            client.catch_up()
+        except (OSError, SystemExit):
+            break  # the server has handed the disk over
+        time.sleep(0.002)
+        now = time.monotonic() - began
+        if now < looked + 0.05:
+            continue
+        looked = now
+        try:
+            status = ask(control, "GET", "/status", timeout=5)["mirror"]
+        except (ControlError, OSError):
+            break  # it has gone
+        if status["state"] == "complete":
+            break
+        if now >= FIRST * (len(samples) + 1):
+            samples.append(Sample(now, status["expected_end"], status["expected_pause"]))
+    return samples, time.monotonic() - began, status.get("pause") or 0.0
+
+
+def factor(happened: float, forecast: float | None) -> str:
+    return "none" if not forecast else f"{happened / forecast:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hand-offs", type=int, default=3, help="of each load (3)")
+    parser.add_argument("--size", type=int, default=512, help="MiB of the disk (512)")
+    parser.add_argument("--rate", type=int, default=40, help="MiB/s of the mirror (40)")
+    options = parser.parse_args()
+    print("| load | seconds | end, at 5 s | end, later | held, ms | pause, at 5 s | pause, later |")
+    print("| --- " * 7 + "|")
+    for name, load in LOADS.items():
+        for _ in range(options.hand_offs):
+            with tempfile.TemporaryDirectory() as folder:
+                samples, end, pause = hand_off(folder, options.size * MIB, load, options.rate * MIB)
+            ends = [factor(end - one.at, one.end) for one in samples]
+            held = [factor(pause, one.pause) for one in samples]
+            print(
+                f"| {name} | {end:.1f} | {(ends or ['over'])[0]} | {' '.join(ends[1:])} "
+                f"| {1000 * pause:.0f} | {(held or ['over'])[0]} | {' '.join(held[1:])} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
