@@ -8,9 +8,10 @@ disk must not end before its threads have.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, fail
@@ -36,11 +37,19 @@ class Runtime:
     @ivar reactor: watches sockets, and is the clock.
     @ivar threads: runs a function in a thread.
     @ivar system: the system calls.
+    @ivar apart: runs a function in a thread for which nobody waits, nor the end of the process: it
+        may take for ever, and uses no descriptor that somebody may close meanwhile. Where none is
+        given it is as C{threads} were at first, whoever bounds those.
     """
 
     reactor: Any
     threads: InThread
     system: SystemCalls = SYSTEM
+    apart: InThread = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.apart is None:
+            object.__setattr__(self, "apart", self.threads)
 
     @classmethod
     def of(cls, reactor: Any = None) -> Runtime:
@@ -54,7 +63,22 @@ class Runtime:
         def in_thread(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
             return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
 
-        return cls(reactor, in_thread)
+        def in_thread_apart(function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+            done: Deferred[Any] = Deferred()
+
+            def run() -> None:
+                result: Any
+                try:
+                    result = function(*arguments)
+                except BaseException:
+                    result = Failure()
+                with contextlib.suppress(Exception):  # the reactor may be gone by now
+                    reactor.callFromThread(done.callback, result)
+
+            threading.Thread(target=run, daemon=True).start()
+            return done
+
+        return cls(reactor, in_thread, apart=in_thread_apart)
 
 
 def go_by_monotonic_clock(reactor: Any) -> None:

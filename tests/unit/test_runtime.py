@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import replace
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.runtime import (
     BoundedThreads,
     CancelledFromInside,
+    Runtime,
     go_by_monotonic_clock,
     wait_for_other,
     wait_shielded,
 )
-from blockmig.testing import ManualThreads
+from blockmig.testing import ManualThreads, synchronous
 
 
 class BoundedThreadsTests(SynchronousTestCase):
@@ -262,3 +266,40 @@ class MonotonicClockTests(SynchronousTestCase):
         go_by_monotonic_clock(self.reactor)
         self.passes(3)
         self.assertEqual([3], self.called)
+
+
+class ApartTests(SynchronousTestCase):
+    """Threads for which nobody waits."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.delivered = threading.Event()
+        self.results = []
+        self.clock.getThreadPool = lambda: None
+        self.clock.callFromThread = self.deliver
+        self.apart = Runtime.of(self.clock).apart
+
+    def deliver(self, function, *arguments):
+        self.results.append((function, arguments))
+        self.delivered.set()
+
+    def test_the_process_ends_although_one_runs(self):
+        threads = []
+        result = self.apart(lambda: threads.append(threading.current_thread()))
+        self.delivered.wait()
+        self.assertTrue(threads[0].daemon)
+        self.assertNoResult(result)  # in the reactor's thread, not there
+        ((function, arguments),) = self.results
+        function(*arguments)
+        self.assertIsNone(self.successResultOf(result))
+
+    def test_it_fails_as_the_function_does(self):
+        result = self.apart(int, "x")
+        self.delivered.wait()
+        ((function, arguments),) = self.results
+        function(*arguments)
+        self.failureResultOf(result, ValueError)
+
+    def test_who_bounds_the_others_does_not_bound_these(self):
+        runtime = Runtime(self.clock, synchronous)
+        self.assertIs(synchronous, replace(runtime, threads=BoundedThreads(synchronous)).apart)

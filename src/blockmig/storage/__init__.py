@@ -9,7 +9,7 @@ from .coverage import Coverage
 from .departed import DepartedDisk
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap, TouchedMap
-from .disk import PROBE_SIZE, held_descriptor
+from .disk import PROBE_SIZE, DescriptorDisk, held_descriptor
 from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
@@ -50,6 +50,7 @@ __all__ = [
     "BlockDisk",
     "Coverage",
     "DepartedDisk",
+    "DescriptorDisk",
     "DirtyMap",
     "DiskChanged",
     "DiskInUse",

@@ -4,7 +4,8 @@ Owns which checks stand. Rules (design, section 2: R10):
 
 * a check claims nothing, records nothing and replaces nobody; its connection is not kept before
   others, and what it says is remembered only as long as that stands, and says nothing else;
-* it is answered whatever the migration does, and takes nothing from it: one thread at most;
+* it is answered whatever the migration does, and takes nothing from it: one look is under way at a
+  time for all who ask, and nobody else waits for it (`looks`);
 * only who could be the sender is told what is found. Where nobody can prove that, since neither an
   id nor a secret was given, only what harms nobody is told;
 * who was told may use the scratch export (`scratch`) once, over a connection that his message
@@ -13,7 +14,9 @@ Owns which checks stand. Rules (design, section 2: R10):
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, DeferredLock
+from typing import Final
+
+from twisted.internet.defer import Deferred
 
 from ... import __version__
 from ...runtime import Runtime
@@ -23,20 +26,27 @@ from ...syscalls import describe_error
 from ..handoff.findings import Findings
 from ..handoff.message import HandoffMessage
 from ..records.files import timestamp
+from .looks import Looks
 from .migration import IncomingMigration
+
+_FRESH: Final = 1.0
+"""Seconds."""
 
 
 class Checks:
     """The checks at one receiver.
 
     @param migration: what it receives.
-    @param runtime: the threads and system calls to use.
+    @param runtime: the clock and the threads to use.
     """
 
     def __init__(self, migration: IncomingMigration, runtime: Runtime) -> None:
         self._migration = migration
-        self._runtime = runtime
-        self._looking = DeferredLock()
+        in_thread = migration.disk.threads_for_looks(runtime)
+        self._looks = Looks(self._look, in_thread, runtime.reactor.seconds, _FRESH)
+        self.has_asked_enough = self._looks.has_asked_enough
+        self.lost = self._looks.gone
+        self.end = self._looks.end
         self._cookies: dict[ServerConnection, int] = {}
 
     # Which stand.
@@ -64,16 +74,17 @@ class Checks:
 
     # What is found.
 
-    def answer(self) -> Deferred[Findings]:
-        """Look for what a message asks that is not to be refused."""
+    def answer(self, connection: ServerConnection) -> Deferred[Findings]:
+        """Look for what a message of C{connection} asks that is not to be refused.
+
+        @return: fails with L{CancelledError} if nobody needs to know it any more (L{Looks.ask}).
+        """
         if not self._migration.claims.are_needed:
             only: Deferred[Findings] = Deferred()
             only.callback(Findings(__version__))
             return only
 
-        looking: Deferred[tuple[Room | None, str]] = self._looking.run(
-            self._runtime.threads, self._look
-        )
+        looking: Deferred[tuple[Room | None, str]] = self._looks.ask(connection)
         return looking.addCallback(lambda result: self._findings(*result))
 
     def _look(self) -> tuple[Room | None, str]:

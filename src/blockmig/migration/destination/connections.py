@@ -93,6 +93,8 @@ class ReceiverFactory:
 
     def lost(self, connection: ServerConnection) -> None:
         self._clients.remove(connection)
+        if isinstance(connection.handler, HandoffExport):
+            connection.handler.lost(connection)
 
     def close(self, last: ServerConnection | None) -> Deferred[None]:
         """End every connection, and accept no other.

@@ -21,7 +21,8 @@ from typing import Any
 
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk, ISizedLater, IWatchedDisk
-from ...storage import Room, find_data, is_device_identity, path_of
+from ...runtime import InThread, Runtime
+from ...storage import DescriptorDisk, Room, find_data, is_device_identity, path_of
 from ..records.files import Location, Record, Records, this_host
 
 
@@ -139,6 +140,16 @@ class DestinationDisk:
     def takes_only_what_fits(self) -> bool:
         """Whether a size is refused for which there is no room."""
         return self._check_room and not self.size
+
+    def threads_for_looks(self, runtime: Runtime) -> InThread:
+        """Where L{room} and L{check_size} are called, which may take for ever.
+
+        Nobody need wait for one of our disks, whose descriptor stays open for who is using it. Of
+        somebody else's nobody knows that: all calls to it end before its owner may close it.
+        """
+        disk = self.disk
+        is_ours = isinstance(disk, DescriptorDisk) or not ISizedLater.providedBy(disk)
+        return runtime.apart if is_ours else runtime.threads
 
     def room(self) -> Room | None:
         """I{Slow.} The room that there is for it; None where nobody can tell.

@@ -20,7 +20,7 @@ import itertools
 from dataclasses import replace
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -202,14 +202,17 @@ class HandoffExport:
         if why := self._migration.claims.why_not(sent.message, sent.nonce):
             self.disk.another = True
             return self._migration.refuse(sent, why)
+        checks = self._factory.checks
+        if checks.has_asked_enough(sent.connection):
+            return self._migration.refuse(sent, "its connection has checked too often")
 
         def found(findings: Findings) -> Errno:
             self.disk.check = sent.message, findings
             if findings.told:
-                self._factory.checks.answered(sent.connection, sent.message)
+                checks.answered(sent.connection, sent.message)
             return Errno.OK
 
-        return self._factory.checks.answer().addCallback(found)
+        return checks.answer(sent.connection).addCallbacks(found, _nobody_waits)
 
     def _size(self, sent: SentMessage) -> EventualErrno:
         """Take a claim if the disk, which has no size yet, can have the one that it says."""
@@ -220,13 +223,15 @@ class HandoffExport:
             return self._migration.refuse(sent, "its connection has made too many claims")
 
         def unfit(failure: Failure) -> Errno:
+            if failure.check(CancelledError):
+                return _nobody_waits(failure)
             failure.trap(DiskRefused, OSError)
             if failure.check(OSError):
                 return self._migration.refuse(sent, describe_error(failure.value), Errno.EIO)
             self.disk.refusal = failure.getErrorMessage()
             return self._migration.refuse(sent, self.disk.refusal, Errno.ENOSPC)
 
-        return sizing.check(size).addCallbacks(lambda _: self._take(sent), unfit)
+        return sizing.check(sent.connection, size).addCallbacks(lambda _: self._take(sent), unfit)
 
     def _take(self, sent: SentMessage) -> EventualErrno:
         """Take a message, unless it is void by now."""
@@ -273,10 +278,21 @@ class HandoffExport:
     def disconnected(self, connection: ServerConnection) -> None:
         connection.close()
 
+    def lost(self, connection: ServerConnection) -> None:
+        """Whatever it still waits for is nobody's: it is not to wait on."""
+        self._factory.checks.lost(connection)
+        self._migration.sizing.gone(connection)
+
     def gone(self, connection: ServerConnection) -> None:
         """Its claim may stand for a while (L{StandingClaims})."""
         self._migration.claims.gone(connection)
         self._factory.checks.gone(connection)
+
+
+def _nobody_waits(failure: Failure) -> Errno:
+    """The answer where it is not needed any more: the connection, or the receiver, is ending."""
+    failure.trap(CancelledError)
+    return Errno.ESHUTDOWN
 
 
 def _acknowledged(answer: Errno) -> Deferred[None]:

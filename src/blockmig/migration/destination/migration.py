@@ -120,7 +120,7 @@ class IncomingMigration:
             take_message=self.machine.take_message,
             refusals=self.refusals,
         )
-        self.sizing = Sizing(disk, runtime.threads)
+        self.sizing = Sizing(disk, runtime)
         self._progress = progress
         self._outcome = outcome
         self._runtime = runtime

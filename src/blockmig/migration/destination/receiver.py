@@ -158,7 +158,7 @@ class Receiver:
     ) -> ConnectionSettings:
         """What its connections have in common."""
         disk, export = self._migration.disk, self._export
-        checks = Checks(self._migration, self._runtime)
+        self._checks = checks = Checks(self._migration, self._runtime)
         handoff = HandoffExportFactory(self._migration, export, self._clients, checks)
         scratch = ScratchExport(export, self._migration, checks, self._runtime.reactor)
 
@@ -301,6 +301,8 @@ class Receiver:
     def _wind_up(self, last: ServerConnection | None) -> Deferred[None]:
         """The outcome is known: end whatever of the migration is still under way."""
         self._progress.stop_watching()
+        self._checks.end()
+        self._migration.sizing.end()
         return self._factory.close(last).addCallback(lambda _: self._threads.idle())
 
 

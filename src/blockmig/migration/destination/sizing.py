@@ -4,53 +4,45 @@ Rules (design, section 2: R12):
 
 * that is found out before the claim is taken, and changes nothing: the size is decided by the first
   change of a claimed connection (`export`);
-* one thread at most is busy with it, and each connection may ask a few times.
+* who claims neither keeps others waiting once he is gone, nor delays the end (`looks`).
 """
 
 from __future__ import annotations
 
-from typing import Final
-from weakref import WeakKeyDictionary
+from twisted.internet.defer import Deferred
 
-from twisted.internet.defer import Deferred, DeferredLock
-
-from ...runtime import InThread
+from ...runtime import Runtime
 from ...server import ServerConnection
 from .disk import DestinationDisk
-
-_MOST: Final = 16
-"""Sizes that one connection may claim."""
+from .looks import Looks
 
 
 class Sizing:
     """Checks the sizes that are claimed.
 
     @param disk: the disk.
-    @param in_thread: runs a function in a thread.
+    @param runtime: the clock and the threads to use.
     """
 
-    def __init__(self, disk: DestinationDisk, in_thread: InThread) -> None:
+    def __init__(self, disk: DestinationDisk, runtime: Runtime) -> None:
         self._disk = disk
-        self._in_thread = in_thread
-        self._checking = DeferredLock()
-        self._asked: WeakKeyDictionary[ServerConnection, int] = WeakKeyDictionary()
+        in_thread = disk.threads_for_looks(runtime)
+        self._looks = Looks(disk.check_size, in_thread, runtime.reactor.seconds)
+        self.has_asked_enough = self._looks.has_asked_enough
+        self.gone = self._looks.gone
+        self.end = self._looks.end
 
     @property
     def is_open(self) -> bool:
         """Whether the disk has no size yet."""
         return not self._disk.size
 
-    def has_asked_enough(self, connection: ServerConnection) -> bool:
-        """Whether C{connection} may claim no more sizes; to ask counts."""
-        count = self._asked.get(connection, 0)
-        self._asked[connection] = count + 1
-        return count >= _MOST
-
-    def check(self, size: int) -> Deferred[None]:
-        """Find out whether the disk can have that size.
+    def check(self, connection: ServerConnection, size: int) -> Deferred[None]:
+        """Find out whether the disk can have the size that C{connection} claims.
 
         @param size: bytes, more than 0.
         @return: fires if it can. Fails with L{blockmig.storage.DiskRefused} if it cannot, which
-            says why; with OSError if that cannot be found out.
+            says why; with OSError if that cannot be found out; with L{CancelledError} if nobody
+            needs to know it any more (L{Looks.ask}).
         """
-        return self._checking.run(self._in_thread, self._disk.check_size, size)
+        return self._looks.ask(connection, size)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 
 from twisted.logger import capturedLogs
 
@@ -184,27 +186,113 @@ class NothingFollowsTests(CheckCase):
         error = early.notify("copying", ONE, 8, id="web-7")
         self.assertEqual(Errno.EPERM, error)
 
-    def test_one_thread_is_used_at_most(self):
-        threads = ManualThreads()
-        self.wait_for(NAMED, threads)
-        clients = [self.handoff() for _ in range(3)]
+
+class LookTests(CheckCase):
+    """A look may take for ever: nobody waits for it but who has asked, and is still there."""
+
+    def setUp(self):
+        super().setUp()
+        self.threads = ManualThreads()
+        self.wait_for(NAMED, self.threads)
+
+    def asking(self, count=1):
+        clients = [self.handoff() for _ in range(count)]
         for number, client in enumerate(clients):
             client.send_message("checking", TWO, number + 1, id="web-7")
-        self.assertEqual(["_look"], threads.names())
-        threads.run()
-        self.assertEqual([[0], [0], [0]], [client.errors() for client in clients])
+        return clients
 
-    def test_a_check_that_is_not_answered_yet_ends_with_the_receiver(self):
-        threads = ManualThreads()
-        self.wait_for(NAMED, threads)
-        for _ in range(2):
-            self.handoff().send_message("checking", TWO, 9, id="web-7")
+    def test_there_is_one_for_all_who_ask_meanwhile(self):
+        clients = self.asking(3)
+        self.assertEqual(["_look"], self.threads.names())
+        self.assertEqual(1, self.threads.run())
+        self.assertEqual([[0], [0], [0]], [client.errors() for client in clients])
+        for client in clients:
+            self.assertTrue(client.read_message().findings.told)
+
+    def test_who_asks_just_after_that_is_told_the_same(self):
+        self.asking()
+        self.threads.run()
+        self.clock.advance(0.9)
+        (client,) = self.asking()
+        self.assertEqual([0], client.errors())
+        self.clock.advance(0.2)
+        (client,) = self.asking()
+        self.assertEqual([], client.errors())
+        self.assertEqual(["_look"], self.threads.names())
+
+    def test_a_connection_asks_a_few_times(self):
+        client = self.handoff()
+        for _ in range(17):
+            client.send_message("checking", TWO, 1, id="web-7")
+        self.threads.run()
+        self.assertEqual([0] * 16 + [Errno.EPERM], sorted(client.errors()))
+
+    def test_nothing_is_kept_for_a_connection_that_is_gone(self):
+        (client,) = self.asking()
+        for _ in range(5):
+            client.send_message("checking", TWO, 1, id="web-7")
+        connection = weakref.ref(client.connection)
+        client.lose()
+        self.clock.advance(0)
+        del client
+        gc.collect()
+        self.assertIsNone(connection())
+        (honest,) = self.asking()
+        self.assertEqual(1, self.threads.run())
+        self.assertEqual([0], honest.errors())
+
+    def test_it_does_not_delay_the_end_of_the_receiver(self):
+        clients = self.asking(2)
+        clients[0].lose()
         self.receiver.stop()
         self.clock.advance(0)
-        self.assertNoResult(self.outcome)
-        threads.run()
         self.failureResultOf(self.outcome, GaveUp)
+        self.threads.run()
         self.assertEqual([], self.flushLoggedErrors())
+
+    def test_it_does_not_delay_the_end_of_the_migration(self):
+        client, handoff = self.handed_over()
+        (checking,) = self.asking()
+        client.send(DISC)
+        # All but the look, which hangs.
+        self.threads.rotate(-1)
+        while self.threads.names() != ["_look"]:
+            self.threads.run(1)
+        self.assertEqual([Errno.ESHUTDOWN], checking.errors())
+        handoff.lose()
+        self.clock.advance(6)
+        self.assertIsInstance(self.successResultOf(self.outcome), Summary)
+        self.threads.run()
+        self.assertEqual([], self.flushLoggedErrors())
+
+    def handed_over(self):
+        """A sender that has only the disconnect left to send."""
+        handoff = self.handoff()
+        handoff.send_message("copying", ONE, 7, id="web-7")
+        self.threads.run()
+        client = self.client(7)
+        client.write(0, DATA)
+        self.threads.run()
+        client.send(FLUSH)
+        self.threads.run()
+        self.assertEqual([0, 0], client.errors())
+        for phase in ("copied", "retired"):
+            handoff.send_message(phase, ONE, 7, id="web-7")
+            self.threads.run()
+        self.assertEqual([0, 0, 0], handoff.errors())
+        return client, handoff
+
+    def test_who_asks_after_the_end_is_told_so_at_once(self):
+        client, handoff = self.handed_over()
+        early = self.handoff()
+        client.send(DISC)
+        self.threads.run()
+        early.send_message("checking", TWO, 1, id="web-7")
+        self.assertEqual([Errno.ESHUTDOWN], early.errors())
+        for each in (early, handoff):
+            each.lose()
+        self.clock.advance(6)
+        self.assertIsInstance(self.successResultOf(self.outcome), Summary)
 
 
 class ReplayTests(CheckCase):

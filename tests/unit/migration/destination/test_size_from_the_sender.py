@@ -7,7 +7,7 @@ import os
 
 from twisted.internet.task import Clock
 
-from blockmig.errors import Refused
+from blockmig.errors import GaveUp, Refused
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.records.files import Kind, Records
 from blockmig.nbd import Command, HandshakeRefused, OptionReply
@@ -364,6 +364,28 @@ class RoomTests(Case):
         threads.run()
         self.assertFalse(self.receiver.owner.is_proved(handoff.connection))
         self.assertEqual(0, len(self.receiver._clients))
+
+    def test_claims_that_wait_neither_keep_others_waiting_nor_delay_the_end(self):
+        self.receiver.stop()
+        self.disk.close()
+        threads = ManualThreads()
+        self.make(threads)
+        first = self.handoff()
+        for size in range(6000, 6010):
+            first.send_message("copying", size=size)
+        first.lose()
+        honest, late = self.handoff(), self.handoff()
+        honest.send_message("copying", TWO, 8, size=SIZE)
+        threads.run(2)
+        self.assertEqual([0], honest.errors())
+        late.send_message("copying", size=7000)
+        self.assertEqual(["check_size"], threads.names())
+        self.receiver.stop()
+        self.clock.advance(0)
+        self.failureResultOf(self.receiver.complete(), GaveUp)
+        self.disk.close()
+        threads.run()
+        self.assertEqual([], self.flushLoggedErrors())
 
     def test_what_cannot_be_found_out_may_be_tried_again(self):
         def broken(descriptor):
