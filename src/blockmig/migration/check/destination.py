@@ -203,7 +203,8 @@ class DestinationChecks:
                 await ask()
                 took.append(seconds() - began)
         except ClientFailed as error:
-            self._notes.fail("round-trip", f"{self._plan.where}: {error}")
+            # A figure only: what a migration reads there is read, and judged, elsewhere.
+            self._notes.warn("round-trip", f"{self._plan.where}: was not measured: {error}")
             return
         usual = median(took)
         self._notes.ok(

@@ -126,8 +126,8 @@ class ReceiverChecks:
         self._notes.warn(
             "receiver",
             f"a blockmig receiver, of {message.host}:{message.disk}, whose version answers no "
-            "check: what room there is, whether records can be written, what it does, its clock, "
-            "and the rate are not known",
+            "check: whether it has the same id=… and secret=…, what room there is, whether records "
+            "can be written, what it does, its clock, and the rate are not known",
         )
 
     async def _judge(self, message: HandoffMessage, findings: Findings | None) -> None:
@@ -151,11 +151,11 @@ class ReceiverChecks:
             return
         self._judge_state(message, findings)
         self._judge_records(findings)
-        if self._context is not None:
-            self._judge_room(self._context, findings)
         self._judge_clock(findings)
-        if self._context is not None and not findings.receiving:
-            await self._rehearse(self._context)
+        if self._context is None:
+            return
+        met = 0 if findings.receiving else await self._rehearse(self._context)
+        self._judge_room(self._context, findings, met)
 
     def _judge_state(self, message: HandoffMessage, findings: Findings) -> None:
         context, notes = self._context, self._notes
@@ -176,8 +176,14 @@ class ReceiverChecks:
         else:
             self._notes.ok("records-there", "records can be written there")
 
-    def _judge_room(self, context: AttemptContext, findings: Findings) -> None:
-        """Of what the disk there has already nothing more is needed."""
+    def _judge_room(self, context: AttemptContext, findings: Findings, met: int) -> None:
+        """Of what the disk there has already nothing more is needed.
+
+        What is no hole here may be zeroes, which need no room there; and where the survey is not
+        complete, or the source is a device, it is an estimate.
+
+        @param met: bytes that are data: they were sent.
+        """
         if findings.room < 0:
             self._notes.ok("room", "nothing is counted: the disk there is no file, and has its own")
             return
@@ -186,12 +192,18 @@ class ReceiverChecks:
         there = f"{format_bytes(findings.room)} are free there"
         if findings.allocated:
             there += f", and {format_bytes(findings.allocated)} are the disk's already"
-        if room < self._data:
-            what = f"{format_bytes(self._data)} of data do not fit"
-            self._notes.fail("room", f"{what}: {there}", **figures)
-        elif room < size and findings.whole:
+        if room < size and findings.whole:
             what = f"not all of the {format_bytes(size)} fits, and nothing else is taken there"
             self._notes.fail("room", f"{what} without no_space_check=True: {there}", **figures)
+        elif room < met:
+            what = f"{format_bytes(max(met, self._data))} of data do not fit"
+            self._notes.fail("room", f"{what}: {there}", **figures)
+        elif room < self._data:
+            what = (
+                f"perhaps not all of the data fits: {format_bytes(self._data)} here are no holes, "
+                "and may be zeroes, which need no room"
+            )
+            self._notes.warn("room", f"{what}; {there}", **figures)
         elif room < size:
             what = f"the data fits, but not all of the {format_bytes(size)}, should they be written"
             self._notes.warn("room", f"{what}: {there}", **figures)
@@ -216,16 +228,23 @@ class ReceiverChecks:
             seconds=apart,
         )
 
-    async def _rehearse(self, context: AttemptContext) -> None:
-        """How fast it goes."""
+    async def _rehearse(self, context: AttemptContext) -> int:
+        """How fast it goes.
+
+        @return: bytes of the disk that were found to be data.
+        """
         try:
             sent = await Rehearsal(context, self._cookie).run()
         except ClientFailed as error:
             self._notes.warn("rate", f"the rate was not measured: {error}")
-            return
+            return 0
         except LocalFailure as error:
             self._notes.fail("rate", error)
-            return
+            return 0
+        self._judge_rate(context, sent)
+        return sent.met
+
+    def _judge_rate(self, context: AttemptContext, sent: Rehearsed) -> None:
         if not sent.data:
             self._notes.warn(
                 "rate", f"the rate was not measured: in {sent.seconds:.1f} s no data was met"

@@ -47,11 +47,13 @@ class Rehearsed(NamedTuple):
     @ivar data: bytes of data.
     @ivar zeroes: bytes of zeroes, which are not sent as such.
     @ivar seconds: what that took.
+    @ivar met: bytes of data without those that were sent more than once.
     """
 
     data: int
     zeroes: int
     seconds: float
+    met: int
 
 
 class Rehearsal(ClientHandler):
@@ -77,6 +79,7 @@ class Rehearsal(ClientHandler):
         self._result: Deferred[Rehearsed] = Deferred(lambda _: self._stop())
         self._copier: Copier | None = None
         self._left: Ranges = []
+        self._first = 0
         self._began = 0.0
         self._timer: IDelayedCall | None = None
 
@@ -142,6 +145,7 @@ class Rehearsal(ClientHandler):
         for _ in range(_MOST_PASSES):
             self._left = [(0, self._context.disk.size)]
             await copier.send_pass(self._take)
+            self._first = self._first or self._context.progress.data
             soon = self._reactor.seconds() < self._began + SECONDS / 2
             if not self._context.progress.data or not soon:
                 break
@@ -154,7 +158,8 @@ class Rehearsal(ClientHandler):
     def _enough(self) -> None:
         progress = self._context.progress
         seconds = self._reactor.seconds() - self._began
-        self._end(Rehearsed(progress.data, progress.zeroes, seconds))
+        met = self._first or progress.data
+        self._end(Rehearsed(progress.data, progress.zeroes, seconds, met))
 
     def received(self, data: bytes) -> None:
         """Replies."""

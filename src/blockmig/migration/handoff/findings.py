@@ -65,9 +65,15 @@ def decode_findings(parsed: Any) -> Findings:
         raise ValueError("the findings have no version")
     values = {name: value for name, value in parsed.items() if name in _TYPES}
     for name, value in values.items():
-        if type(value).__name__ != _TYPES[name]:
-            raise ValueError(f"the findings' {name} is {value!r}")
+        unknown = name == "room" and value == -1
+        if type(value).__name__ != _TYPES[name] or not (unknown or is_possible(value)):
+            raise ValueError(f"the findings' {name} is no such value")
     return Findings(**{name: printable(value) for name, value in values.items()})
+
+
+def is_possible(value: Any) -> bool:
+    """Whether a value of the peer's, if it is a number, may be one of bytes, or a count."""
+    return type(value) is not int or 0 <= value < 1 << 63
 
 
 def printable(value: Any) -> Any:

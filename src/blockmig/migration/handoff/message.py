@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Final
 
 from ..identity import is_proof, prove
-from .findings import Findings, decode_findings, printable
+from .findings import Findings, decode_findings, is_possible, printable
 
 MESSAGE_SIZE: Final = 4096
 """Bytes of the side export."""
@@ -151,8 +151,8 @@ def decode_message(data: bytes) -> HandoffMessage:
         raise BadMessage(str(error)) from None
     found = values.pop("findings", None)
     for name, value in values.items():
-        if type(value).__name__ != _TYPES[name]:
-            raise BadMessage(f"{name} is {value!r}")
+        if type(value).__name__ != _TYPES[name] or not is_possible(value):
+            raise BadMessage(f"{name} is no such value")
     values = {name: printable(value) for name, value in values.items()}
     if found is not None:
         try:

@@ -41,9 +41,9 @@ ALL = [
     "receiver",
     "state",
     "records-there",
-    "room",
     "clock",
     "rate",
+    "room",
     "still",
 ]
 
@@ -177,7 +177,7 @@ class WhoTests(CheckCase):
 
         self.patch(handoff_export, "decode_message", decode)
         self.check()
-        self.warns("receiver", "answers no check", "room", "rate")
+        self.warns("receiver", "answers no check", "room", "rate", "the same id=… and secret=…")
         self.assertNotIn("room", self.results())
 
 
@@ -193,11 +193,36 @@ class ReceiverTests(CheckCase):
         self.check()
 
     def test_no_room_for_the_data(self):
+        self.full_of_data()
         self.room(SIZE - 1001, 1000)
         self.fails("room", "of data do not fit")
         self.assertEqual(
             {"free": SIZE - 1001, "allocated": 1000, "needed": SIZE}, self.item("room").figures
         )
+
+    def full_of_data(self):
+        self.source = Source(b"x" * SIZE, self.source.path)
+
+    def test_what_is_taken_for_data_may_be_zeroes_which_need_no_room(self):
+        self.room(100_000)
+        self.warns("room", "perhaps not all of the data fits", "zeroes")
+        self.assertEqual(SIZE, self.item("source").figures["data"])
+
+    def test_data_that_was_not_met_may_be_none(self):
+        self.full_of_data()
+        self.patch(scratch.ScratchExport, "refusal", lambda export: "no time")
+        self.room(SIZE - 1)
+        self.warns("room", "perhaps not all of the data fits")
+
+    def test_where_all_of_it_must_fit_nothing_else_matters(self):
+        self.patch(DestinationDisk, "takes_only_what_fits", True)
+        self.room(SIZE - 1)
+        self.fails("room", "not all of the", "no_space_check=True")
+
+    def test_numbers_that_are_none(self):
+        self.patch(DestinationDisk, "room", lambda disk: Room(-7, 10**400))
+        self.check()
+        self.fails("receiver", "is not understood")
 
     def test_what_the_disk_has_already_counts(self):
         self.room(SIZE - 1000, 1000)

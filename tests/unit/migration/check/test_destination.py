@@ -91,6 +91,12 @@ class ForeignTests(CheckCase):
         self.check()
         self.says("content", "failed", "cannot be read")
 
+    def test_one_that_cannot_be_read_but_is_to_be_overwritten(self):
+        """A migration reads nothing there."""
+        self.serve(answer=lambda request: Errno.EIO)
+        self.check(overrides=Overrides(overwrite=True))
+        self.warns("round-trip", "was not measured", "EIO")
+
     def test_one_that_falls_silent(self):
         self.serve(answer=lambda request: 0 if request.length < 100 else None)
         self.begin(ANYBODY)
@@ -105,7 +111,7 @@ class ForeignTests(CheckCase):
         self.begin(ANYBODY)
         self.endpoint.advance(10)
         self.reported()
-        self.says("round-trip", "failed", "said nothing for 10 s")
+        self.says("round-trip", "warning", "said nothing for 10 s")
         self.says("content", "failed", "cannot be read")
 
     def test_nothing_but_reads_is_asked_of_it(self):

@@ -50,8 +50,8 @@ pages = st.builds(
     HandoffMessage,
     st.sampled_from(HandoffPhase),
     st.uuids().map(str) | st.uuids().map(lambda found: fingerprint(str(found))) | st.just(""),
-    st.integers(0, 2**63),
-    st.integers(0, 2**63),
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**63 - 1),
     texts,
     texts,
     st.booleans(),
@@ -89,7 +89,7 @@ class HandoffMessageTests(SynchronousTestCase):
     def test_findings_are_a_part_of_it_if_there_are_any(self):
         self.assertNotIn(b"findings", PAGE.encode())
         found = Findings(
-            "1.2.3", True, "copying", "a host:/disk", "then", 2**63, 5000, True, "no room"
+            "1.2.3", True, "copying", "a host:/disk", "then", 2**63 - 1, 5000, True, "no room"
         )
         message = replace(PAGE, findings=found)
         self.assertEqual(message, decode_message(message.encode()))
@@ -97,7 +97,7 @@ class HandoffMessageTests(SynchronousTestCase):
     def test_findings_fit_into_the_longest_message(self):
         for letter in "xä\U0001f600":
             text = letter * 5000
-            found = Findings(text, True, text, text, text, 2**63, 2**63, True, text)
+            found = Findings(text, True, text, text, text, 2**63 - 1, 2**63 - 1, True, text)
             message = replace(PAGE, findings=found, host=text, disk=text, holder=text)
             data = message.encode()
             self.assertEqual(MESSAGE_SIZE, len(data))
@@ -128,7 +128,15 @@ class HandoffMessageTests(SynchronousTestCase):
             for host in ("h" * 64, letter * 255):
                 disk = "/" + letter * (most - 1)
                 message = HandoffMessage(
-                    HandoffPhase.RETIRED, ONE, 2**63, 2**63, host, disk, True, "t" * 50, "f" * 16
+                    HandoffPhase.RETIRED,
+                    ONE,
+                    2**63 - 1,
+                    2**63 - 1,
+                    host,
+                    disk,
+                    True,
+                    "t" * 50,
+                    "f" * 16,
                 )
                 data = message.encode()
                 self.assertEqual(MESSAGE_SIZE, len(data))
@@ -290,3 +298,30 @@ class HandoffMessageTests(SynchronousTestCase):
     def test_every_record_phase_is_a_handoff_phase(self):
         for phase in Phase:
             self.assertEqual(phase.value, HandoffPhase(phase).value)
+
+
+class NumberTests(SynchronousTestCase):
+    """What no disk, and no file system, has as a number."""
+
+    def decoded(self, **more):
+        parsed = json.loads(PAGE.encode().rstrip(b"\0"))
+        found = {"version": "1", "told": True, **more.pop("findings", {})}
+        text = json.dumps({**parsed, "findings": found, **more}).encode()
+        return decode_message(text.ljust(MESSAGE_SIZE, b"\0"))
+
+    def test_numbers_that_are_none_are_no_findings(self):
+        for name in ("room", "allocated"):
+            for number in (10**400, 1 << 63, -2, -5):
+                self.assertRaises(BadMessage, self.decoded, findings={name: number})
+        self.assertRaises(BadMessage, self.decoded, findings={"allocated": -1})
+
+    def test_numbers_that_are_none_are_no_message(self):
+        for name in ("size", "attempt"):
+            for number in (10**400, 1 << 63, -1):
+                self.assertRaises(BadMessage, self.decoded, **{name: number})
+
+    def test_all_others_are(self):
+        for number in (0, (1 << 63) - 1):
+            found = self.decoded(size=number, findings={"room": number, "allocated": number})
+            self.assertEqual(number, found.findings.room)
+        self.assertEqual(-1, self.decoded(findings={"room": -1}).findings.room)
