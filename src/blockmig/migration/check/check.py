@@ -26,6 +26,7 @@ from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, Overrides
 from ..source.resume import Source
 from .destination import DestinationChecks, attempt_context
+from .finishing import FinishingChecks
 from .plan import Plan
 from .report import CheckItem, CheckReport, Notes
 from .source import SourceChecks, open_source
@@ -130,11 +131,14 @@ class Check:
             prepared = await checks.begin()
             if checks.is_over:
                 return
+            if checks.retired is not None:
+                await FinishingChecks(self._plan, checks.retired, self._notes, self._runtime).run()
+                return
             survey = checks.survey
             if prepared is not None and source.disk is not None:
                 context = attempt_context(source.disk, prepared, self._plan, self._runtime)
         await DestinationChecks(self._plan, context, survey, self._notes, self._runtime).run()
-        if checks is not None and not checks.is_retired:
+        if checks is not None:
             await checks.end()
 
     def _open(self) -> Source | None:

@@ -40,10 +40,12 @@ class CheckReport:
 
     @ivar finished: what a migration of this command that was begun before has left to do, in
         words; "" where it would begin.
+    @ivar unfinished: the same where something is in the way of that.
     """
 
     items: tuple[CheckItem, ...]
     finished: str = ""
+    unfinished: str = ""
 
     def count(self, result: CheckResult) -> int:
         """How many things were found to be so."""
@@ -58,7 +60,8 @@ class CheckReport:
     def conclusion(self) -> str:
         """What follows, in one line."""
         if failed := self.count(CheckResult.FAILED):
-            return f"the migration cannot begin: {failed} of {len(self.items)} checks failed"
+            conclusion = self.unfinished or "the migration cannot begin"
+            return f"{conclusion}: {failed} of {len(self.items)} checks failed"
         conclusion = self.finished or "the migration can begin"
         if warnings := self.count(CheckResult.WARNING):
             conclusion += f" ({warnings} warning{'s' if warnings > 1 else ''})"
@@ -78,10 +81,11 @@ class Notes:
 
     @param tell: called with each item as it is found.
     @ivar finished: see L{CheckReport}.
+    @ivar unfinished: the same.
     """
 
     def __init__(self, tell: Callable[[CheckItem], object]) -> None:
-        self.finished = ""
+        self.finished = self.unfinished = ""
         self._tell = tell
         self._items: list[CheckItem] = []
 
@@ -107,4 +111,4 @@ class Notes:
         return any(item.name == name and item.result == CheckResult.FAILED for item in self._items)
 
     def report(self) -> CheckReport:
-        return CheckReport(tuple(self._items), self.finished)
+        return CheckReport(tuple(self._items), self.finished, self.unfinished)

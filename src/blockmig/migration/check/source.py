@@ -16,7 +16,7 @@ from ...storage import DiskChanged, DiskVersion, Survey, path_of
 from ...syscalls import describe_error
 from ...units import format_bytes, format_duration
 from ..in_use import refuse_in_use
-from ..records.files import Kind
+from ..records.files import Kind, Record
 from ..records.permitted import SourceState, check_writable
 from ..source.image import refuse_image
 from ..source.prepared import PreparedSource, prepare_source
@@ -38,13 +38,14 @@ class SourceChecks:
     @param runtime: the reactor, threads and system calls to use.
     @ivar survey: where the disk has data.
     @ivar is_over: nothing is left to be done for the migration.
-    @ivar is_retired: an earlier run has retired the disk.
+    @ivar retired: the record of the migration that an earlier run has retired the disk for; None
+        where none has.
     """
 
     def __init__(self, source: Source, plan: Plan, notes: Notes, runtime: Runtime) -> None:
         self.survey = Survey(source.disk.size if source.disk is not None else 0)
         self.is_over = False
-        self.is_retired = False
+        self.retired: Record | None = None
         self._source = source
         self._plan = plan
         self._notes = notes
@@ -58,11 +59,11 @@ class SourceChecks:
         @return: what the destination is checked for; None if there is no disk to be sent.
         """
         disk = self._source.disk
-        if disk is not None:
-            await self._look_at(disk)
+        # First, since what they say of a source that was retired needs nothing of it.
         self._check_records()
-        if self.is_over or self.is_retired or disk is None:
+        if self.is_over or self.retired is not None or disk is None:
             return None
+        await self._look_at(disk)
         await self._check_use(disk)
         await self._check_format(disk)
         return self._prepare(disk)
@@ -114,12 +115,13 @@ class SourceChecks:
             notes.fail("permitted", error)
         else:
             if state is not None:
-                self._is_to_be_finished(state)
+                self._is_to_be_finished(SourceRecord.finishing(source.records, state).record)
 
-    def _is_to_be_finished(self, state: SourceState) -> None:
-        self.is_retired = True
+    def _is_to_be_finished(self, record: Record) -> None:
+        self.retired = record
         self._notes.finished = "what is left of the migration can be finished"
-        there = state.record.destination if state.record is not None else self._plan.where
+        self._notes.unfinished = "what is left of the migration cannot be finished"
+        there = record.destination
         self._notes.ok(
             "permitted",
             f"{self._source.name}: was retired in an earlier run; nothing is copied again, and "

@@ -33,7 +33,7 @@ from twisted.python.failure import Failure
 
 from ...claims import Claims
 from ...client import ClientFailed, Destination, NBDClient
-from ...errors import Summary, Unconfirmed
+from ...errors import Summary
 from ...lives import Life
 from ...nbd import Command, Negotiated, TransmissionFlag
 from ...runtime import BoundedThreads, InThread, Runtime, wait_shielded
@@ -42,15 +42,21 @@ from ..handoff.channel import (
     ANSWER_TIMEOUT,
     HandoffConversation,
     describe_message,
-    is_same_migration,
     open_handoff,
     sender_message,
 )
 from ..handoff.handshake import handshake_for, is_receiver
 from ..handoff.message import HandoffMessage, HandoffPhase
-from ..records.files import Record
 from .progress import Progress
 from .record import SourceRecord
+from .unfinished import (
+    Standing,
+    conclude_unknown,
+    is_about,
+    is_to_be_told,
+    standing_of,
+    unconfirmed,
+)
 
 _log = Logger()
 
@@ -58,14 +64,6 @@ _FIRST_DELAY: Final = 0.1
 _LONGEST_DELAY: Final = 5.0
 _SEARCH_TIME: Final = 30.0
 """Seconds for which a receiver that has acknowledged everything is looked for."""
-
-
-def unconfirmed(why: str, record: Record) -> Unconfirmed:
-    """The source is retired, and the destination may not know that it is complete."""
-    return Unconfirmed(
-        f"{why}; the source is retired and the copy at {record.destination} is the canonical one, "
-        "but its receiver may not know that it is complete: run the same command again"
-    )
 
 
 async def record_complete(in_thread: InThread, source: SourceRecord, seen: bool = True) -> None:
@@ -209,7 +207,7 @@ class Finisher:
                 destination=str(record.destination),
             )
         await self._in_thread(self._source.sync)
-        while self._source.record.side_export and not record.confirmed:
+        while is_to_be_told(record):
             try:
                 return await self._try()
             except ClientFailed as error:
@@ -268,11 +266,12 @@ class Finisher:
             )
             try:
                 seen = True
-                if self._is_ours(message, HandoffPhase.COPIED, HandoffPhase.RETIRED):
+                standing = standing_of(message, self._source.record)
+                if standing == Standing.WAITING:
                     await self._announce(handoff, client, cookie)
-                elif self._was_restarted(message):
+                elif standing == Standing.RESTARTED:
                     seen = await self._announce_to_restarted(handoff, client, cookie, message)
-                elif not self._is_ours(message, HandoffPhase.COMPLETE):
+                elif standing == Standing.UNKNOWN:
                     self._conclude_unknown(message)
                     seen = False
                 elif self._secret:
@@ -287,31 +286,6 @@ class Finisher:
         finally:
             client.abort()
 
-    def _is_ours(self, message: HandoffMessage, *phases: HandoffPhase) -> bool:
-        record = self._source.record
-        return (
-            message.phase in phases
-            and is_same_migration(message, record)
-            and self._is_our_destination(message)
-        )
-
-    def _is_our_destination(self, message: HandoffMessage) -> bool:
-        """Whether it is the disk that the migration went to, not another at the same address."""
-        record = self._source.record
-        location = record.destination
-        if message.place and record.place:
-            return message.place == record.place
-        return not location.disk or (location.host, location.disk) == (message.host, message.disk)
-
-    def _was_restarted(self, message: HandoffMessage) -> bool:
-        """Whether a receiver was restarted on the disk that has acknowledged everything.
-
-        It has made another UUID for the disk; the token proves to it which one it is.
-        """
-        token, location = self._source.record.token, self._source.record.destination
-        namesake = (location.host, location.disk) == (message.host, message.disk)
-        return message.phase == HandoffPhase.NONE and bool(token) and namesake
-
     async def _announce(self, handoff: HandoffConversation, client: NBDClient, cookie: int) -> None:
         await handoff.send(sender_message(HandoffPhase.RETIRED, self._source.record, cookie))
         if not self._source.record.told:
@@ -320,7 +294,7 @@ class Finisher:
                 await self._in_thread(self._source.acknowledged, token)
         await client.disconnect()
         message = await handoff.read()
-        if not self._is_ours(message, HandoffPhase.COMPLETE):
+        if not is_about(message, self._source.record, HandoffPhase.COMPLETE):
             raise ClientFailed(f"the destination is not complete ({describe_message(message)})")
 
     async def _announce_to_restarted(
@@ -341,22 +315,12 @@ class Finisher:
 
     def _conclude_unknown(self, message: HandoffMessage | None) -> None:
         """The destination does not know this migration (any more)."""
-        if self._source.record.told and (message is None or message.phase == HandoffPhase.NONE):
-            return
-        answer = "there is no blockmig receiver"
-        if message is not None:
-            answer = describe_message(message)
-        if self._source.record.told and message is not None:
-            # Another migration into that disk, unrelated to ours.
+        if other := conclude_unknown(message, self._source.record):
             _log.warn(
                 "another migration is under way at the destination: {found}",
                 event="finished-alone",
-                found=answer,
+                found=other,
             )
-            return
-        raise unconfirmed(
-            f"the destination does not know this migration: {answer}", self._source.record
-        )
 
 
 async def _introduce(client: NBDClient, negotiated: Negotiated) -> None:

@@ -53,12 +53,13 @@ from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, USUAL_PATIENCE, Overrides, Patience
 from .attempt import OpeningAttempt
 from .context import AttemptContext, Completed, Dropped, Failed, Outcome, Unfinished
-from .finisher import Finisher, record_complete, unconfirmed
+from .finisher import Finisher, record_complete
 from .passes import CopyPasses, FullCopy
 from .prepared import prepare_source
 from .progress import Phase, Progress
 from .refusals import Refusals
 from .silence import Silence
+from .unfinished import unconfirmed
 from .watch import Presence
 
 _log = Logger()

@@ -28,8 +28,8 @@ from .case import DATA, NAMED, SECRET, SIZE, URI, CheckCase, Source
 MIB = 1 << 20
 
 ALL = [
-    "source",
     "records",
+    "source",
     "in-use",
     "format",
     "permitted",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 
-from blockmig import open_disk
+from twisted.internet.error import ConnectionRefusedError
+
+from blockmig import Server, open_disk
 from blockmig.errors import Refused
 from blockmig.migration.check import source as source_checks
+from blockmig.migration.identity import Identity
 from blockmig.migration.policy import Overrides
 from blockmig.migration.records.files import (
     Kind,
@@ -16,8 +19,10 @@ from blockmig.migration.records.files import (
     Records,
     this_host,
 )
+from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused
-from tests.unit.support import ONE
+from blockmig.testing import MemoryDisk, synchronous
+from tests.unit.support import ONE, TWO
 
 from .case import DATA, NAMED, SIZE, URI, CheckCase
 
@@ -95,14 +100,112 @@ class SourceTests(CheckCase):
     def test_what_is_only_to_be_finished(self):
         self.record(Kind.MIGRATING, unlink=False, side_export=True)
         self.record(Kind.MIGRATED, retired="then", side_export=True)
+        self.stand()
+        self.source.fail("extents", OSError(5, "broken"))
         self.check()
         self.assertTrue(self.report.can_begin)
         self.assertEqual("what is left of the migration can be finished", self.report.conclusion)
         self.says("permitted", "ok", "was retired in an earlier run")
-        self.says("state", "ok")
-        for name in ("in-use", "format", "still"):
+        for name in ("source", "in-use", "format", "still", "rate"):
             self.assertNotIn(name, self.results())
-        self.assertNotIn("rate", self.results())
+
+    # A source that was retired: what `send` would ask its destination.
+
+    def stand(self, phase=Phase.COPIED, migration=ONE, id="web-7"):
+        """Have a receiver with a copy of a migration."""
+        self.receiver.stop()
+        self.endpoint.pump()
+        here = Location(this_host(), self.source.path)
+        more = {"identified": True, "id": id}
+        record = Record(migration, phase, 1, SIZE, here, Location(), "then", **more)
+        Records(self.target.path).write(Kind.INCOMPLETE, record)
+        self.receive(NAMED)
+
+    def retired(self, **more):
+        fields = {"side_export": True, **more}
+        self.record(Kind.MIGRATING, unlink=False, **fields)
+        self.record(Kind.MIGRATED, retired="then", **fields)
+
+    def cannot_be_finished(self, *words):
+        failed = [item.name for item in self.report.items if item.result == "failed"]
+        self.assertEqual(1, len(failed), self.results())
+        self.says(failed[0], "failed", *words)
+        self.assertFalse(self.report.can_begin)
+        self.assertIn("what is left of the migration cannot be finished: 1 of", self.conclusion())
+
+    def can_be_finished(self):
+        self.assertTrue(self.report.can_begin)
+        self.assertIn("what is left of the migration can be finished", self.conclusion())
+
+    def conclusion(self):
+        return self.report.conclusion
+
+    def test_a_fresh_receiver_with_the_same_id_cannot_be_told(self):
+        self.retired()
+        self.check()
+        self.cannot_be_finished("does not know this migration", "it says 'none'")
+
+    def test_another_migration_cannot_be_told(self):
+        self.retired()
+        self.stand(migration=TWO)
+        self.check()
+        self.cannot_be_finished("does not know this migration", "it says 'copied'")
+
+    def test_a_server_that_is_no_receiver_cannot_be_told(self):
+        self.retired()
+        server = Server(MemoryDisk(SIZE), runtime=Runtime(self.clock, synchronous))
+        self.factory = server.factory()
+        self.check()
+        self.cannot_be_finished("there is no blockmig receiver")
+        server.stop()
+
+    def test_one_that_is_not_reached_cannot_be_told(self):
+        self.retired()
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.check()
+        self.cannot_be_finished("nobody listens on there")
+
+    def test_one_that_has_another_secret_cannot_be_told(self):
+        self.retired()
+        self.stand()
+        self.check(Identity("web-7", bytes(32)))
+        self.cannot_be_finished("secret=…")
+
+    def test_one_that_was_told_may_be_gone(self):
+        self.retired(told="then")
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.check()
+        self.can_be_finished()
+        self.says("destination", "warning", "nobody listens", "is looked for for a while only")
+
+    def test_one_that_was_told_may_be_something_else_now(self):
+        self.retired(told="then")
+        self.check()
+        self.can_be_finished()
+        self.says("receiver", "ok", "knows of no migration any more")
+        self.told.clear()
+        self.stand(migration=TWO)
+        self.check()
+        self.can_be_finished()
+        self.says("receiver", "warning", "has another migration now")
+
+    def test_one_that_cannot_be_told_is_not_asked(self):
+        self.retired(side_export=False)
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.check()
+        self.can_be_finished()
+        self.says("destination", "ok", "need not be told")
+        self.assertEqual([], self.endpoint.connections)
+
+    def test_what_waits_is_not_told_anything(self):
+        self.retired()
+        self.stand()
+        self.check()
+        self.can_be_finished()
+        self.says("receiver", "ok", "waits to be told")
+        self.assertNoResult(self.arrived)
+        record = Records(self.target.path).read(Kind.INCOMPLETE)
+        self.assertEqual("", record.retired)
 
     def test_the_records_are_as_before(self):
         self.record(Kind.MIGRATING, Phase.COPYING)
