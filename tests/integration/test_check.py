@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.disks import MIB, digest, random_image, small_file_system, sparse_image
+from tests.support.disks import (
+    MIB,
+    digest,
+    loop_device,
+    random_image,
+    small_file_system,
+    sparse_image,
+)
 from tests.support.processes import BLOCKMIG, Processes, Running, until
 
 SIZE = 8 * MIB
@@ -260,3 +267,57 @@ def test_a_receiver_that_gets_its_size_from_the_sender(pair: Pair) -> None:
     sender = pair.processes.send(pair.source, receiver, "--id", "web-7")
     assert (sender.wait(), receiver.wait()) == (0, 0)
     assert digest(pair.copy) == digest(pair.source)
+
+
+def test_a_device_of_which_no_record_was_ever_kept(
+    attached: contextlib.ExitStack, pair: Pair
+) -> None:
+    """Nothing is made for them: the directory may be mistyped."""
+    receiver = pair.receive("--id", "web-7")
+    file, pair.source = pair.source, attached.enter_context(loop_device(pair.source))
+    usual = Path("/var/lib/blockmig")
+    before = sorted(usual.rglob("*")) if usual.exists() else None
+    states = pair.room / "mistyped" / "and" / "nested"
+    found = pair.check(receiver, "--id", "web-7", "--state-dir", states, status=0)
+    assert f"{states} would be made" in found["records"]["message"]
+    assert not (pair.room / "mistyped").exists()
+    assert (sorted(usual.rglob("*")) if usual.exists() else None) == before
+    below = file / "state"
+    pair.fails(
+        receiver, "records", f"{file} is no directory", "--id", "web-7", "--state-dir", below
+    )
+
+
+def test_a_device_in_use(attached: contextlib.ExitStack, pair: Pair) -> None:
+    receiver = pair.receive("--id", "web-7")
+    pair.source = attached.enter_context(loop_device(pair.source))
+    options = ("--id", "web-7", "--state-dir", pair.room / "state")
+    descriptor = os.open(pair.source, os.O_RDWR | os.O_EXCL)
+    try:
+        pair.fails(receiver, "in-use", "mounted, part of another device", *options)
+    finally:
+        os.close(descriptor)
+    pair.check(receiver, *options, status=0)
+
+
+def test_a_machine_that_runs(pair: Pair) -> None:
+    """Of a receiver without a size, too, all else is found out."""
+    pair.processes.start("qemu-nbd", "-t", "-f", "raw", "-k", pair.room / "socket", pair.source)
+    until((pair.room / "socket").exists)
+    receiver = pair.processes.receive(
+        pair.copy, "--state-dir", pair.room / "state", "--id", "web-7"
+    )
+    pair.fails(receiver, "in-use", "QEMU", "--id", "web-7")
+    assert len(pair.found["checks"]) > 12
+
+
+def test_an_append_only_directory(pair: Pair) -> None:
+    place = pair.room / "append-only"
+    place.mkdir()
+    pair.source = random_image(place / "source", SIZE)
+    subprocess.run(["chattr", "+a", place], check=True)
+    try:
+        pair.fails(pair.receive(), "records", "append-only: chattr -a")
+        assert os.listdir(place) == ["source"]
+    finally:
+        subprocess.run(["chattr", "-a", place], check=True)

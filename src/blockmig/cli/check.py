@@ -31,6 +31,8 @@ class Options(usage.Options):
         "room; how fast the data would get there. There is a line for each, which begins with ok, "
         "warning or failed; the last line says whether the migration can begin. The exit status is "
         "0 if nothing failed.\n\n"
+        "DISK may be in use: that fails, and all else is looked at. Nobody is kept from using it; "
+        "that it could be locked is tried for an instant. A check takes a minute at most.\n\n"
         "Give the options that you would give to `send`. A receiver that was started with --id or "
         "--secret tells most only to who gives the same."
     )

@@ -6,6 +6,7 @@ slow ones in threads. Imports no reactor.
 
 from .contents import describe_contents, find_data, image_format, sample_ranges
 from .coverage import Coverage
+from .deletable import why_names_stay
 from .departed import DepartedDisk
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap, TouchedMap
@@ -101,4 +102,5 @@ __all__ = [
     "state_path",
     "users_of",
     "version_at",
+    "why_names_stay",
 ]

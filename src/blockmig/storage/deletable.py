@@ -47,6 +47,11 @@ def check_deletable(
         raise DiskRefused(f"{name}: cannot be deleted: {reason}, or send with unlink=False")
 
 
+def why_names_stay(directory: str, system: SystemCalls) -> str:
+    """Why nothing in a directory can be renamed or removed by anybody; "" if it can."""
+    return _flag_reason("it", directory, _flags_of(directory, system))
+
+
 def _flag_reason(what: str, path: str, flags: int) -> str:
     if flags & _IMMUTABLE:
         return f"{what} is immutable: chattr -i {path}"

@@ -29,6 +29,7 @@ from .record_paths import note_state_directory, record_path
 from .watched import WatchedDevice
 
 _BLOCK: Final = 4096
+_EXCLUSIVE: Final = getattr(os, "O_EXCL", 0)
 _BLKROGET: Final = 0x125E
 _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
@@ -40,6 +41,8 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
 
     The parameters are those of L{FileDisk}, but a device is never created.
 
+    @param exclusive: False only to look at it: it is neither claimed nor locked, and the directory
+        of its records is not made.
     @param state_directory: where its records are; None for the default.
     @ivar record_path: what their paths begin with.
     """
@@ -50,15 +53,20 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         *,
         writable: bool = True,
         size: int | None = None,
+        exclusive: bool = True,
         state_directory: str | None = None,
         system: SystemCalls = SYSTEM,
     ) -> None:
-        super().__init__(path, writable=writable, size=size, system=system)
+        if not exclusive:
+            self._open_flags = 0
+        super().__init__(path, writable=writable, size=size, exclusive=exclusive, system=system)
         # It can be opened for writing all the same; only each write fails.
         if writable and self._is_read_only():
             self.close()
             raise DiskRefused(f"{self.name}: the device is read-only (blockdev --getro says so)")
         self.record_path = record_path(path, state_directory, system)
+        if not exclusive:
+            return
         directory = os.path.dirname(self.record_path)
         _make_directory(directory, system)
         note_state_directory(directory)
@@ -77,7 +85,16 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
     # A device knows no extents, so zeroes have to be searched for.
     shortest_zeroes = _BLOCK
     # On a device O_EXCL (without O_CREAT) takes the exclusive claim that mounting also takes.
-    _open_flags = getattr(os, "O_EXCL", 0)
+    _open_flags = _EXCLUSIVE
+
+    def check_unlocked(self) -> None:
+        """Nor claimed: it is, for a moment."""
+        super().check_unlocked()
+        try:
+            descriptor = self._system.open(self.name, os.O_RDONLY | os.O_CLOEXEC | _EXCLUSIVE)
+        except OSError as error:
+            raise self._refused(error) from None
+        self._system.close(descriptor)
 
     def _check_kind(self, mode: int) -> None:
         if not stat.S_ISBLK(mode):

@@ -39,7 +39,7 @@ from ..syscalls import (
 )
 from .descriptor import Descriptor
 from .errors import DiskInUse, DiskRefused
-from .lock import InUse, lock_disk
+from .lock import InUse, check_unlocked, lock_disk
 from .watched import absolute_name
 
 PROBE_SIZE: Final = 262144
@@ -66,8 +66,10 @@ class DescriptorDisk:
         writable: bool = True,
         size: int | None = None,
         sized_later: bool = False,
+        exclusive: bool = True,
         system: SystemCalls = SYSTEM,
     ) -> None:
+        self.exclusive = exclusive
         self.name = os.fspath(path)
         self.path = os.path.realpath(path)
         self._given_path = absolute_name(self.name)
@@ -101,6 +103,24 @@ class DescriptorDisk:
         except OSError as error:
             raise self._refused(error) from None
 
+    @contextlib.contextmanager
+    def _locking(self) -> Iterator[None]:
+        try:
+            yield
+        except InUse as error:
+            raise DiskInUse(f"{self.name}: in use by {error}") from None
+        except OSError as error:
+            raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
+
+    def check_unlocked(self) -> None:
+        """Check that a disk that was opened without a lock could be opened with one.
+
+        @raise DiskRefused: it could not.
+        @raise OSError: it was closed.
+        """
+        with self._descriptor as descriptor, self._locking():
+            check_unlocked(descriptor, self._system)
+
     def _create(self, flags: int, size: int | None) -> int:
         raise DiskRefused(f"{self.name}: no such device")
 
@@ -119,12 +139,9 @@ class DescriptorDisk:
         with self._descriptor as descriptor:
             mode = self._system.fstat(descriptor).st_mode
             self._check_kind(mode)
-            try:
-                lock_disk(descriptor, self.writable, self._system)
-            except InUse as error:
-                raise DiskInUse(f"{self.name}: in use by {error}") from None
-            except OSError as error:
-                raise DiskRefused(f"{self.name}: cannot be locked: {error.strerror}") from None
+            if self.exclusive:
+                with self._locking():
+                    lock_disk(descriptor, self.writable, self._system)
             self.size = self._system.lseek(descriptor, 0, os.SEEK_END)
         if self.size == 0 and size is not None and self.writable and stat.S_ISREG(mode):
             # Created just now, or by a run that ended before it got its size.

@@ -36,6 +36,7 @@ class FileDisk(DescriptorDisk, WatchedFile):
         have that size (or be empty).
     @param sized_later: without C{size}: a file that is missing or empty gets it from the migration
         (L{ISizedLater}).
+    @param exclusive: False only to look at it: it is not locked.
     @param system: the system calls.
     @ivar created: the file did not exist before.
     @raise DiskRefused: the file cannot be used; nothing was changed.

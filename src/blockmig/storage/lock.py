@@ -24,6 +24,8 @@ _FLOCK = struct.Struct("hhqqi4x")
 _QEMU_FIRST: Final = 100
 _QEMU_LENGTH: Final = 200
 _IN_USE = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
+_ANOTHER: Final = "another blockmig (or a program that takes the same lock)"
+_QEMU: Final = "QEMU (or a program that locks images as QEMU does)"
 _LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
@@ -43,7 +45,7 @@ def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
         system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _IN_USE:
-            raise InUse("another blockmig (or a program that takes the same lock)") from None
+            raise InUse(_ANOTHER) from None
         if error.errno not in _LOCKS_UNSUPPORTED:
             raise
     command = getattr(fcntl, "F_OFD_SETLK", None)
@@ -57,7 +59,33 @@ def lock_disk(descriptor: int, writable: bool, system: SystemCalls) -> None:
             _refuse_qemu_writers(descriptor, system)
     except OSError as error:
         if error.errno in _IN_USE:
-            raise InUse("QEMU (or a program that locks images as QEMU does)") from None
+            raise InUse(_QEMU) from None
+        if error.errno not in _LOCKS_UNSUPPORTED:
+            raise
+
+
+def check_unlocked(descriptor: int, system: SystemCalls) -> None:
+    """Check that a disk that is open for reading as C{descriptor} could be locked (L{lock_disk}).
+
+    QEMU's locks are only queried. Ours is taken, and given back at once, since it cannot be.
+
+    @raise InUse: another program has locked it.
+    @raise OSError: that cannot be found out.
+    """
+    try:
+        system.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno in _IN_USE:
+            raise InUse(_ANOTHER) from None
+        if error.errno not in _LOCKS_UNSUPPORTED:
+            raise
+    try:
+        _refuse_qemu_writers(descriptor, system)
+        _refuse_locks(descriptor, fcntl.F_RDLCK, _QEMU_FIRST, _QEMU_LENGTH, system)
+    except OSError as error:
+        if error.errno in _IN_USE:
+            raise InUse(_QEMU) from None
         if error.errno not in _LOCKS_UNSUPPORTED:
             raise
 
@@ -80,11 +108,18 @@ def is_locked(descriptor: int, system: SystemCalls) -> bool:
 
 def _refuse_qemu_writers(descriptor: int, system: SystemCalls) -> None:
     """QEMU only takes shared locks, with which ours does not conflict: query them instead."""
+    _refuse_locks(descriptor, fcntl.F_WRLCK, _QEMU_FIRST + 1, 1, system)
+
+
+def _refuse_locks(descriptor: int, kind: int, start: int, length: int, system: SystemCalls) -> None:
+    """Refuse locks of others with which one of that kind would conflict.
+
+    @raise OSError: EAGAIN where there are any.
+    """
     get = getattr(fcntl, "F_OFD_GETLK", None)
     if get is None:
         return
-    write_permission = _QEMU_FIRST + 1
-    question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, write_permission, 1, 0)
+    question = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
     answer = system.fcntl(descriptor, get, question)
     if isinstance(answer, bytes) and _FLOCK.unpack(answer)[0] != fcntl.F_UNLCK:
         raise OSError(errno.EAGAIN, "locked")

@@ -9,7 +9,7 @@ import struct
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.storage.lock import InUse, lock_disk
+from blockmig.storage.lock import InUse, check_unlocked, lock_disk
 from blockmig.syscalls import SystemCalls
 
 SYSTEM = SystemCalls()
@@ -69,6 +69,22 @@ class LockTests(SynchronousTestCase):
                 self.assertNotEqual(fcntl.F_UNLCK, FLOCK.unpack(answer)[0])
             os.close(descriptor)
 
+    def test_a_check_takes_no_lock(self):
+        one = self.open(os.O_RDONLY)
+        check_unlocked(one, SYSTEM)
+        lock_disk(self.open(), True, SYSTEM)
+        self.assertRaises(InUse, check_unlocked, one, SYSTEM)
+
+    def test_a_check_finds_what_a_reader_is_refused_for(self):
+        self.hold(fcntl.F_RDLCK, 100)
+        check_unlocked(self.open(os.O_RDONLY), SYSTEM)
+        self.hold(fcntl.F_RDLCK, 101)
+        error = self.assertRaises(InUse, check_unlocked, self.open(os.O_RDONLY), SYSTEM)
+        self.assertIn("QEMU", str(error))
+        self.setUp()
+        self.hold(fcntl.F_WRLCK, 250)
+        self.assertRaises(InUse, check_unlocked, self.open(os.O_RDONLY), SYSTEM)
+
     def test_a_file_system_without_locks_is_accepted(self):
         class Without(SystemCalls):
             def flock(self, *_):
@@ -78,6 +94,7 @@ class LockTests(SynchronousTestCase):
                 raise OSError(errno.EINVAL, "what?")
 
         self.assertIsNone(lock_disk(self.open(), True, Without()))
+        self.assertIsNone(check_unlocked(self.open(), Without()))
 
     def test_other_errors_of_locking_are_raised(self):
         class Broken(SystemCalls):

@@ -2,8 +2,10 @@
 
 Owns the life of a check. Rules:
 
-* what was opened here is closed at the end, when no thread is at work on it any more; a disk object
-  that was passed in stays the caller's;
+* what was opened here is closed at the end, and no thread is waited for that is at work on it (it
+  keeps it open itself). A disk object that was passed in stays the caller's, and no thread is at
+  work on it any more at the end;
+* all of it takes at most a minute, whatever the source or the destination does;
 * nobody else in this process may use the disk, or work on its records, meanwhile;
 * it can be cancelled at any time.
 """
@@ -11,11 +13,13 @@ Owns the life of a check. Rules:
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 
 from ...claims import Claims
 from ...client import Destination
@@ -30,6 +34,9 @@ from .finishing import FinishingChecks
 from .plan import Plan
 from .report import CheckItem, CheckReport, Notes
 from .source import SourceChecks, open_source
+
+LONGEST: Final = 60.0
+"""Seconds that all of it may take."""
 
 
 def check_migration(
@@ -59,12 +66,16 @@ def check_migration(
     @param identity: the id and the secret of the migration, the same as the receiver's. A receiver
         that was given either tells most only to who has the same.
     @param max_rate: bytes of data per second; None for no limit.
-    @param timeout: seconds within which the destination must answer in each step.
+    @param timeout: seconds within which the destination must answer in each step; all of it takes
+        a minute at most.
     @param tell: called with each thing as it is found.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @return: fires with what was found: what is in the way of the migration is no failure of the
         check. Cancelling it ends the check.
+    @raise ValueError: C{timeout} is no number of seconds.
     """
+    if not isinstance(timeout, int | float) or not math.isfinite(timeout) or timeout <= 0:
+        raise ValueError(f"timeout must be a number of seconds, more than 0, not {timeout!r}")
     plan = Plan(
         destination,
         unlink=unlink,
@@ -100,7 +111,10 @@ class Check:
         self._state_directory = state_directory
         self._plan = plan
         self._notes = notes
-        self._threads = BoundedThreads(runtime.threads)
+        self._waits_for_threads = not isinstance(disk, str | os.PathLike)
+        self._threads = BoundedThreads(
+            runtime.threads if self._waits_for_threads else runtime.apart
+        )
         self._runtime = replace(runtime, threads=self._threads)
         self._close: Callable[[], object] = lambda: None
         self._claims: Claims | None = None
@@ -108,12 +122,18 @@ class Check:
     async def run(self) -> CheckReport:
         """Look at everything, source first."""
         failure: BaseException | None = None
+        looking = Deferred.fromCoroutine(self._look())
+        looking.addTimeout(LONGEST, self._runtime.reactor)
         try:
-            await self._look()
+            await looking
+        except TimeoutError:
+            self._notes.fail(
+                "time", f"the check took longer than {LONGEST:g} s: the rest was not looked at"
+            )
         except (CancelledError, Exception) as error:
             failure = error
         # No `finally`: nothing may be awaited in a coroutine that is thrown away in the middle.
-        while self._threads.busy:
+        while self._waits_for_threads and self._threads.busy:
             with contextlib.suppress(CancelledError):
                 await self._threads.idle()
         self._close()
@@ -125,8 +145,9 @@ class Check:
 
     async def _look(self) -> None:
         source = self._open()
-        context, checks, survey = None, None, None
+        context, checks, survey, size = None, None, None, getattr(self._disk, "size", 0)
         if source is not None:
+            size = source.disk.size if source.disk is not None else 0
             checks = SourceChecks(source, self._plan, self._notes, self._runtime)
             prepared = await checks.begin()
             if checks.is_over:
@@ -137,7 +158,10 @@ class Check:
             survey = checks.survey
             if prepared is not None and source.disk is not None:
                 context = attempt_context(source.disk, prepared, self._plan, self._runtime)
-        await DestinationChecks(self._plan, context, survey, self._notes, self._runtime).run()
+        destination = DestinationChecks(
+            self._plan, context, survey, self._notes, self._runtime, size=size
+        )
+        await destination.run()
         if checks is not None:
             await checks.end()
 

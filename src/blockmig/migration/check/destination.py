@@ -39,6 +39,7 @@ from .steps import within
 T = TypeVar("T")
 
 _ROUND_TRIPS: Final = 5
+_ANY_SIZE: Final = 1 << 20
 
 
 class _Client(NBDClient):
@@ -80,6 +81,7 @@ class DestinationChecks:
     @param survey: where it has data.
     @param notes: takes what is found.
     @param runtime: the reactor, threads and system calls to use.
+    @param size: bytes of the disk; 0 where that is not known.
     """
 
     def __init__(
@@ -89,7 +91,10 @@ class DestinationChecks:
         survey: Survey | None,
         notes: Notes,
         runtime: Runtime,
+        *,
+        size: int,
     ) -> None:
+        self._size = size
         self._plan = plan
         self._context = context
         self._survey = survey
@@ -99,9 +104,9 @@ class DestinationChecks:
     async def run(self) -> None:
         """Look at everything."""
         destination = self._plan.destination
-        export, size = destination.export, self._context.disk.size if self._context else 0
         try:
-            handshake = handshake_for(export, size)
+            # A receiver that has no size yet takes any.
+            handshake = handshake_for(destination.export, self._size or _ANY_SIZE)
         except LocalProtocolError as error:
             self._notes.fail("destination", error)
             return
@@ -149,7 +154,10 @@ class DestinationChecks:
         }
         peer = None
         if self._context is None:
-            notes.ok("export", f"the export has {format_bytes(export.size)}", **figures)
+            if export.name != self._plan.destination.export:
+                notes.ok("export", "the export has no size yet: it gets that of the disk")
+            else:
+                notes.ok("export", f"the export has {format_bytes(export.size)}", **figures)
             return None
         try:
             peer = check_peer(self._context, negotiated)

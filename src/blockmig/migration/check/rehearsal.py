@@ -7,6 +7,7 @@ Owns that connection. Rules:
   attempt, only that the export is the receiver's NAME.scratch;
 * nothing is written but to what cannot be a disk, whoever has the address by then;
 * it takes two seconds, and no more bytes than the receiver would take;
+* the page cache is left alone;
 * how the connection ends says nothing, unless nothing was measured before that.
 """
 
@@ -135,6 +136,7 @@ class Rehearsal(ClientHandler):
             self._cookie,
             source_failed=self._source_failed,
             is_working=self._is_working,
+            keep_cached=True,
         )
         self._began = self._reactor.seconds()
         self._timer = self._reactor.callLater(SECONDS, self._enough)

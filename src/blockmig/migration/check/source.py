@@ -3,7 +3,8 @@
 Owns the order, which is that of `send`. Rules (design, section 2: R1, R10, R13):
 
 * each refusal is that of the function which refuses the migration;
-* nothing is written. The disk is opened, and with that locked, only as long as the check lasts;
+* nothing is written or made, and nobody is kept from using the disk: that it could be locked is
+  tried for a moment. One that is in use is looked at all the same, and so is the destination;
 * that it is still means that nobody wrote to it between the beginning of the check and its end.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from ...errors import AlreadyDone, LocalFailure, MigrationError, Refused
 from ...interfaces import IDisk, IWatchedDisk
 from ...runtime import Runtime
-from ...storage import DiskChanged, DiskVersion, Survey, path_of
+from ...storage import DescriptorDisk, DiskChanged, DiskRefused, DiskVersion, Survey, path_of
 from ...syscalls import describe_error
 from ...units import format_bytes, format_duration
 from ..in_use import refuse_in_use
@@ -99,7 +100,11 @@ class SourceChecks:
         except Refused as error:
             notes.fail("records", error)
             return
-        notes.ok("records", f"{source.records.name(Kind.MIGRATING)}: such records can be written")
+        name = source.records.name(Kind.MIGRATING)
+        if directory := source.records.unmade:
+            notes.ok("records", f"{name}: can be written; {directory} would be made for it")
+        else:
+            notes.ok("records", f"{name}: such records can be written")
         try:
             state = source.retired(
                 plan.destination.uri,
@@ -129,6 +134,13 @@ class SourceChecks:
         )
 
     async def _check_use(self, disk: IDisk) -> None:
+        if isinstance(disk, DescriptorDisk) and not disk.exclusive:
+            try:
+                await self._runtime.threads(disk.check_unlocked)
+            except (DiskRefused, OSError) as error:
+                # Nobody overrides that.
+                self._notes.fail("in-use", _words(error))
+                return
         if self._plan.overrides.in_use_anyway:
             self._notes.warn("in-use", f"{disk.name}: is sent whoever uses it (in_use_anyway=True)")
             return
@@ -204,7 +216,10 @@ class SourceChecks:
             self._notes.fail("still", _words(error))
             return
         if now.written != before.written:
-            self._notes.fail(
+            # That whoever uses it writes to it is nothing new.
+            in_use = self._notes.has_failed("in-use")
+            note = self._notes.warn if in_use else self._notes.fail
+            note(
                 "still",
                 f"{disk.name}: was written to during the check: end what writes to it, or move it "
                 "with `blockmig mirror`",
@@ -232,7 +247,9 @@ def open_source(
 ) -> Source | None:
     """The source at C{path}; None, with a note why, if there can be none."""
     try:
-        return Source.at(path, state_directory, runtime.system)
+        return Source.at(path, state_directory, runtime.system, exclusive=False)
     except (Refused, LocalFailure) as error:
         notes.fail("source", error)
-        return None
+    except ValueError as error:
+        notes.fail("source", f"{path!r}: {error}")
+    return None

@@ -39,6 +39,7 @@ from ...storage import (
     paths_aside,
     record_path,
     same_disk,
+    why_names_stay,
 )
 from ...syscalls import SYSTEM, SystemCalls, describe_error
 
@@ -278,8 +279,10 @@ def is_about(record: Record, identity: str) -> bool | None:
 
 def records_of(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> Records:
     """The records of a disk that is open."""
-    device = disk.given_path if isinstance(disk, BlockDisk) else ""
-    return Records(disk.record_path, system, device)
+    if not isinstance(disk, BlockDisk):
+        return Records(disk.record_path, system)
+    # Who only looks has made no directory for them.
+    return Records(disk.record_path, system, disk.given_path, to_be_made=not disk.exclusive)
 
 
 def records_at(
@@ -319,11 +322,20 @@ class Records:
     @param path: their names without the kind and the dot before it.
     @param system: the system calls to use.
     @param device: the path of the disk, if it is a device; the records of a file are beside it.
+    @param to_be_made: their directory is made when the disk is opened to be migrated.
     @ivar disk: the path of the disk.
     """
 
-    def __init__(self, path: str, system: SystemCalls = SYSTEM, device: str = "") -> None:
+    def __init__(
+        self,
+        path: str,
+        system: SystemCalls = SYSTEM,
+        device: str = "",
+        *,
+        to_be_made: bool = False,
+    ) -> None:
         self.path = path
+        self._to_be_made = to_be_made
         self.disk = device or path
         self._system = system
         self._lock = threading.Lock()
@@ -372,18 +384,37 @@ class Records:
         with contextlib.suppress(FileNotFoundError):
             self._sync()
 
+    @property
+    def unmade(self) -> str:
+        """Their directory, if that is yet to be made; "" if not."""
+        return os.path.dirname(self.path) if self._made_in() else ""
+
+    def _made_in(self) -> str:
+        """The directory in which their own would be made, with those above it."""
+        directory = os.path.dirname(self.path)
+        if not self._to_be_made or os.path.lexists(directory):
+            return ""
+        while not os.path.lexists(directory):
+            directory = os.path.dirname(directory)
+        return directory
+
     def check_writable(self) -> None:
         """Check that records can be written here at all.
 
         @raise OSError: they cannot.
         """
-        directory = os.path.dirname(self.path)
+        directory = self._made_in() or os.path.dirname(self.path)
+        if os.path.lexists(directory) and not os.path.isdir(directory):
+            raise NotADirectoryError(errno.ENOTDIR, f"{directory} is no directory", directory)
         if not os.path.isdir(directory):
             raise FileNotFoundError(errno.ENOENT, "there is no such directory", directory)
         if os.statvfs(directory).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), directory)
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "no permission to write there", directory)
+        if why := why_names_stay(directory, self._system):
+            # What is written would stay under its temporary name.
+            raise PermissionError(errno.EPERM, why, directory)
         longest = len(os.fsencode(os.path.basename(self.name(Kind.INCOMPLETE) + _TEMPORARY)))
         if longest > os.pathconf(directory, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, "the name is too long to append .INCOMPLETE to it")

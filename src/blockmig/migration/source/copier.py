@@ -114,6 +114,7 @@ class Copier:
     @param cookie: of the first request.
     @param source_failed: called with the error where the disk cannot be read.
     @param is_working: asks the destination whether it is at work for this attempt.
+    @param keep_cached: what is read stays in the page cache: the disk is not about to go.
     @ivar refusal: what the destination has answered with an error; None if nothing.
     """
 
@@ -126,7 +127,9 @@ class Copier:
         *,
         source_failed: Callable[[BaseException | None], None],
         is_working: Callable[[], Coroutine[Any, Any, bool]],
+        keep_cached: bool = False,
     ) -> None:
+        self._keep_cached = keep_cached
         self.refusal: Refusal | None = None
         self._is_working = is_working
         self._asking: Deferred[None] | None = None
@@ -455,7 +458,7 @@ class Copier:
             return
         if not segment.zero:
             self._bytes_in_flight -= segment.length
-        if segment.cold:
+        if segment.cold and not self._keep_cached:
             self._cold.append(segment)
         self._context.passes.acknowledged(segment)
         self._context.progress.acknowledged(segment)

@@ -71,20 +71,30 @@ class Source:
 
     @classmethod
     def at(
-        cls, path: str, state_directory: str | None = None, system: SystemCalls = SYSTEM
+        cls,
+        path: str,
+        state_directory: str | None = None,
+        system: SystemCalls = SYSTEM,
+        *,
+        exclusive: bool = True,
     ) -> Source:
         """The source at C{path}, opened for reading, if it is still there.
 
         @param state_directory: where the records of a block device are; None for the default.
+        @param exclusive: False only to look at it (L{open_disk}).
         @raise Refused: it is there, and cannot be used; or whether it is there cannot be found out.
         @raise LocalFailure: it has failed already.
         """
         try:
             if _exists(path, system):
-                return cls.of(
-                    open_disk(path, writable=False, state_directory=state_directory, system=system),
-                    system,
+                disk = open_disk(
+                    path,
+                    writable=False,
+                    exclusive=exclusive,
+                    state_directory=state_directory,
+                    system=system,
                 )
+                return cls.of(disk, system)
             return cls(path, None, records_at(path, state_directory, system))
         except DiskRefused as error:
             raise Refused(str(error)) from None

@@ -474,6 +474,24 @@ class RateTests(CheckCase):
 
 
 class EndTests(CheckCase):
+    def test_a_time_that_is_none_is_refused_in_the_call(self):
+        for timeout in (None, -1, 0, float("nan"), float("inf"), "10"):
+            self.assertRaises(ValueError, self.begin, timeout=timeout)
+        self.assertEqual([], self.flushLoggedErrors())
+        self.assertEqual([], self.endpoint.connections)
+
+    def test_all_of_it_takes_a_minute_at_most(self):
+        self.endpoint.prepare(lambda link: link.stall())
+        self.begin(timeout=500)
+        self.endpoint.advance(59)
+        self.assertNoResult(self.checking)
+        self.endpoint.advance(1)
+        self.endpoint.connections[-1].resume()
+        self.endpoint.pump()
+        self.reported()
+        self.says("time", "failed", "longer than 60 s")
+        self.assertFalse(self.report.can_begin)
+
     def cancelled(self):
         self.checking.cancel()
         self.endpoint.pump()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 
+from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionRefusedError
 
 from blockmig import Server, open_disk
@@ -21,10 +24,12 @@ from blockmig.migration.records.files import (
 )
 from blockmig.runtime import Runtime
 from blockmig.storage import DiskRefused
-from blockmig.testing import MemoryDisk, synchronous
+from blockmig.syscalls import SystemCalls
+from blockmig.testing import ManualThreads, MemoryDisk, synchronous
 from tests.unit.support import ONE, TWO
 
 from .case import DATA, NAMED, SIZE, URI, CheckCase
+from .test_check import ALL
 
 
 class SourceTests(CheckCase):
@@ -256,13 +261,32 @@ class PathTests(CheckCase):
         with open(self.path, "wb") as file:
             file.write(DATA)
 
-    def test_a_file_is_locked_only_as_long_as_it_is_checked(self):
+    def test_nobody_is_kept_from_using_a_file_meanwhile(self):
         self.begin(disk=self.path)
-        self.assertRaises(DiskRefused, open_disk, self.path)
+        open_disk(self.path).close()
         self.endpoint.pump()
         self.reported()
         self.assertTrue(self.report.can_begin)
-        open_disk(self.path).close()
+
+    def test_a_thread_that_hangs_is_not_waited_for(self):
+        threads = ManualThreads()
+        self.begin(disk=self.path, thread=threads)
+        self.assertEqual(["version"], threads.names())
+        self.clock.advance(59)
+        self.assertNoResult(self.checking)
+        self.clock.advance(1)
+        self.reported()
+        self.fails("time", "longer than 60 s")
+        threads.run()
+        self.assertEqual([], self.flushLoggedErrors())
+        self.begin(disk=self.path, thread=threads)
+        self.checking.cancel()
+        self.failureResultOf(self.checking, CancelledError)
+        threads.run()
+
+    def test_a_name_that_no_file_can_have(self):
+        self.check(disk="a\0b")
+        self.fails("source", r"'a\x00b'")
 
     def test_a_file_is_as_before(self):
         before = os.stat(self.path)
@@ -291,7 +315,66 @@ class PathTests(CheckCase):
         other = open_disk(self.path)
         self.addCleanup(other.close)
         self.check(disk=self.path)
-        self.fails("source", self.path)
+        self.fails("in-use", self.path, "another blockmig")
+        self.all_else_is_looked_at()
+
+    def all_else_is_looked_at(self):
+        self.assertEqual(set(ALL), set(self.results()))
+
+    def in_use_by_qemu(self):
+        """Have somebody write to it with QEMU's locks, which are shared."""
+        descriptor = os.open(self.path, os.O_RDWR)
+        self.addCleanup(os.close, descriptor)
+        lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        return descriptor
+
+    def test_a_machine_that_runs_is_all_that_is_in_the_way(self):
+        self.in_use_by_qemu()
+        self.check(disk=self.path)
+        self.fails("in-use", self.path, "QEMU")
+        self.all_else_is_looked_at()
+        self.told.clear()
+        self.check(disk=self.path, overrides=Overrides(in_use_anyway=True))
+        self.fails("in-use", "QEMU")
+
+    def test_what_a_machine_that_runs_writes_is_nothing_new(self):
+        descriptor = self.in_use_by_qemu()
+        self.begin(disk=self.path)
+        self.endpoint.step()
+        os.pwrite(descriptor, b"new", 0)
+        self.endpoint.pump()
+        self.reported()
+        self.fails("in-use", "QEMU")
+        self.says("still", "warning", "was written to")
+
+    def test_a_receiver_that_has_no_size_yet_gets_that_of_a_disk_in_use(self):
+        copy = open_disk(self.directories[1] + "/copy", sized_later=True)
+        self.addCleanup(copy.close)
+        self.receive(NAMED, copy)
+        self.in_use_by_qemu()
+        self.check(disk=self.path)
+        self.fails("in-use", "QEMU")
+        self.says("export", "ok", "as the disk")
+        self.told.clear()
+        self.check(disk=self.path + "-none")
+        self.fails("permitted", "no such file")
+        self.says("export", "ok", "has no size yet")
+
+    def test_the_page_cache_is_left_alone(self):
+        advice = []
+
+        class Calls(SystemCalls):
+            def posix_fadvise(self, descriptor, offset, length, number):
+                advice.append(number)
+
+        disk = open_disk(self.path, writable=False, system=Calls())
+        self.addCleanup(disk.close)
+        disk._no_wait = None
+        self.patch(disk, "_probe_tail", lambda *where: (b"x", True))
+        self.check(disk=disk)
+        self.says("rate", "ok")
+        self.assertEqual([], advice)
 
     def test_a_check_that_is_cancelled_closes_it(self):
         self.begin(NAMED, disk=self.path)

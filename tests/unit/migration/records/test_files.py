@@ -494,6 +494,31 @@ class WritableTests(Case):
         records.write(Kind.MIGRATED, RECORD)
         self.assertIsNotNone(records.read(Kind.MIGRATED))
 
+    def test_a_directory_that_is_to_be_made_must_be_possible(self):
+        records = Records(self.path + "-state/deep/dev-sda", device="/dev/sda", to_be_made=True)
+        records.check_writable()
+        self.assertEqual(self.path + "-state/deep", records.unmade)
+        self.assertEqual([], self.names())
+        self.patch(os, "access", lambda path, mode: path != self.directory)
+        self.assertRaises(PermissionError, records.check_writable)
+        self.put(b"", "file")
+        below = Records(self.directory + "/file/x/dev-sda", device="/dev/sda", to_be_made=True)
+        self.assertRaises(OSError, below.check_writable)
+        os.makedirs(self.path + "-state/deep")
+        self.assertEqual("", records.unmade)
+
+    def test_a_directory_in_which_names_stay_is_an_error(self):
+        """A record could be begun there, but neither replaced nor removed."""
+
+        class Flags(SystemCalls):
+            def ioctl(self, descriptor, request, argument):
+                return (0x20).to_bytes(8, "little")
+
+        error = self.assertRaises(OSError, Records(self.path, Flags()).check_writable)
+        self.assertEqual(errno.EPERM, error.errno)
+        self.assertIn("append-only: chattr -a", str(error))
+        self.assertEqual([], self.names())
+
     def test_a_directory_that_cannot_exist_is_an_error(self):
         self.put(b"", "file")
         self.assertRaises(OSError, Records(self.directory + "/file/x/disk").check_writable)
@@ -508,6 +533,8 @@ class WritableTests(Case):
             tried = []
 
             def no_file(path, flags, mode=0, *, first=first, tried=tried):
+                if not flags & os.O_WRONLY:
+                    raise OSError(errno.EACCES, "may not be listed")
                 tried.append(path)
                 number = first if first and len(tried) == 1 else errno.EROFS
                 raise OSError(number, os.strerror(number))
