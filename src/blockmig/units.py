@@ -1,4 +1,4 @@
-"""Numbers of bytes and of seconds as people read them."""
+"""Numbers of bytes and of seconds as people read them, and texts of others."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def format_duration(seconds: float) -> str:
         return f"{hours} h {minutes} min"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h"
+
+
+def printable(value: object) -> str:
+    """C{value} as text without control characters: others choose some of what is printed."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from ..errors import ExitStatus
+from ..units import printable
 from . import common, usage
 from .usage import Parameter
-from .values import printable
 
 _TIMEOUT: Final = 60.0
 """Seconds. The server answers when it has released the clients."""

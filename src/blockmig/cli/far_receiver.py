@@ -47,8 +47,8 @@ from zope.interface import implementer
 
 from ..errors import AlreadyDone, ExitStatus, GaveUp, LocalFailure, MigrationError, Refused
 from ..lives import OneShot
+from ..units import printable
 from .remote_place import RemotePlace
-from .values import printable
 
 _log = Logger()
 

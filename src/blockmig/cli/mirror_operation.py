@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from ..control import ControlError, ControlRefused, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Summary, Unconfirmed
 from ..migration.source.progress import Phase, Progress
+from ..units import printable
 from .logs import warn_of_again
 from .mirror import Options
 from .mirror_request import (
@@ -31,7 +32,7 @@ from .mirror_request import (
     still_running,
 )
 from .progress import Display
-from .values import integer_field, printable
+from .values import integer_field
 
 _log = Logger()
 

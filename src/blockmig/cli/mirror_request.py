@@ -17,9 +17,9 @@ from twisted.logger import Logger
 from ..control import ControlError, ControlLost, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Refused, Unconfirmed
 from ..nbd import NBDURI
+from ..units import printable
 from .logs import warn_of_again
 from .mirror import Options
-from .values import printable
 
 _log = Logger()
 

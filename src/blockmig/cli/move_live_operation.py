@@ -37,6 +37,7 @@ from ..errors import (
 )
 from ..nbd import NBDURI
 from ..runtime import Runtime
+from ..units import printable
 from . import mirror
 from .far_receiver import FarFailed, FarReceiver
 from .mirror_operation import MirrorOperation, in_thread
@@ -44,7 +45,7 @@ from .mirror_request import Ask
 from .move import Options
 from .move_operation import last_word, migration_id, receiver_arguments, short_name
 from .progress import Display
-from .values import integer_field, printable
+from .values import integer_field
 
 _log = Logger()
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..errors import ExitStatus
-from ..units import format_bytes
+from ..units import format_bytes, printable
 from . import common, usage
 from .usage import Parameter
-from .values import integer_field, parse_rate, printable
+from .values import integer_field, parse_rate
 
 
 class Options(usage.Options):

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from ..errors import ExitStatus
-from ..units import format_bytes, format_duration
+from ..units import format_bytes, format_duration, printable
 from . import common, usage
 from .usage import Flag, Parameter
-from .values import printable
 
 _HEADINGS: Final = ("client", "connected", "reads", "read", "writes", "written", "other")
 

@@ -136,11 +136,6 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def printable(value: object) -> str:
-    """C{value} as text without control characters: clients choose some of what is printed."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
-
-
 def integer_field(fields: dict[str, Any], name: str) -> int | None:
     """The number C{name} of a JSON object, as an integer; None if there is none."""
     value = fields.get(name)

@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from ...units import printable
+
 LONGEST_TEXT: Final = 400
 """Bytes of each text as JSON; of a longer one only the beginning is told."""
 
@@ -68,7 +70,7 @@ def decode_findings(parsed: Any) -> Findings:
         unknown = name == "room" and value == -1
         if type(value).__name__ != _TYPES[name] or not (unknown or is_possible(value)):
             raise ValueError(f"the findings' {name} is no such value")
-    return Findings(**{name: printable(value) for name, value in values.items()})
+    return Findings(**{name: printable_text(value) for name, value in values.items()})
 
 
 def is_possible(value: Any) -> bool:
@@ -76,9 +78,6 @@ def is_possible(value: Any) -> bool:
     return type(value) is not int or 0 <= value < 1 << 63
 
 
-def printable(value: Any) -> Any:
-    """A value, without control characters: texts come from the peer, and end up in logs and on
-    terminals."""
-    if type(value) is not str:
-        return value
-    return "".join(letter if letter.isprintable() else "?" for letter in value)
+def printable_text(value: Any) -> Any:
+    """A value; a text without control characters, since it ends up in logs and on terminals."""
+    return printable(value) if type(value) is str else value

@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Final
 
 from ..identity import is_proof, prove
-from .findings import Findings, decode_findings, is_possible, printable
+from .findings import Findings, decode_findings, is_possible, printable_text
 
 MESSAGE_SIZE: Final = 4096
 """Bytes of the side export."""
@@ -153,7 +153,7 @@ def decode_message(data: bytes) -> HandoffMessage:
     for name, value in values.items():
         if type(value).__name__ != _TYPES[name] or not is_possible(value):
             raise BadMessage(f"{name} is no such value")
-    values = {name: printable(value) for name, value in values.items()}
+    values = {name: printable_text(value) for name, value in values.items()}
     if found is not None:
         try:
             values["findings"] = decode_findings(found)
