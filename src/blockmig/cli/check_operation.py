@@ -16,6 +16,7 @@ from ..migration.identity import Identity
 from ..migration.policy import Overrides
 from ..runtime import Runtime
 from ..transport import client_endpoint
+from .logs import warn_of_again
 from .send import SendingOptions
 from .usage import OutputFailed, flush_output, show
 from .wording import in_options
@@ -54,6 +55,7 @@ class CheckOperation:
 
     async def run(self) -> ExitStatus:
         options, as_json = self._options, bool(self._options["json"])
+        warn_of_again(options)  # of `send`
         destination = Destination(
             self._make_endpoint(self._runtime.reactor, options.uri),
             options.uri.export,

@@ -130,7 +130,7 @@ def begin_logging(options: Any, write: Write) -> None:
 
 def warn_of_again(options: Any) -> None:
     """Warn if C{--again} was given, which stands for C{--overwrite} now."""
-    if options["again"]:
+    if options.get("again"):
         _log.warn(
             "--again means --overwrite now, and will not be known to the next version",
             event="deprecated",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from twisted.internet.defer import Deferred
+from twisted.logger import capturedLogs
 
 from blockmig.cli.check_operation import CheckOperation
 from blockmig.cli.commands import parse
@@ -108,3 +109,8 @@ class OperationTests(CheckCase):
 
 class DryRunTests(OperationTests):
     command = ("send", "--dry-run")
+
+    def test_the_old_name_of_an_option_is_said_to_be_old(self):
+        with capturedLogs() as events:
+            self.assertEqual(ExitStatus.DONE, self.ends("--again"))
+        self.assertEqual(["deprecated"], [event.get("event") for event in events])
