@@ -105,6 +105,18 @@ class Case(SynchronousTestCase):
 
 
 class NamesTests(Case):
+    def test_names_that_are_not_listed_are_offered_once_as_well(self):
+        """Whichever was there first."""
+        for name in ("a.scratch", "a.handoff"):
+            self.make()
+            server = self.serve(name)
+            self.assertRaises(ValueError, self.receive, "a")
+            self.exports.remove(server)
+            receiver = self.receive("a")
+            self.assertRaises(ValueError, self.exports.add, server)
+            self.exports.remove(receiver)
+            self.exports.add(server)
+
     def test_each_export_is_found_by_its_name(self):
         first, second = self.serve("a", 1), self.serve("b", 2)
         a, b = self.client("a"), self.client("b")
