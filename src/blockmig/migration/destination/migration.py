@@ -20,6 +20,7 @@ Rules (design, section 2: R2 to R5, R13):
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -76,6 +77,7 @@ class IncomingMigration:
         its attempts who has not.
     @ivar attempts: how many have begun.
     @ivar attempt: the one that goes on, or went on when the end began.
+    @ivar attempt_begins: called when one does.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class IncomingMigration:
         self.claims = claims
         self.attempts = 0
         self.attempt: IncomingAttempt | None = None
+        self.attempt_begins: Callable[[], None] = lambda: None
         self.machine: MigrationInputs = make_machine(self)
         self.failures = DiskFailures(
             disk,
@@ -289,6 +292,7 @@ class IncomingMigration:
             peer=connection.peer,
         )
         self._attempt_began = self._runtime.reactor.seconds()
+        self.attempt_begins()
         self.attempt = IncomingAttempt(
             connection, self.disk.disk, self._runtime.threads, self.machine.disk_failed
         )

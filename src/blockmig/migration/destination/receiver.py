@@ -161,6 +161,7 @@ class Receiver:
         self._checks = checks = Checks(self._migration, self._runtime)
         handoff = HandoffExportFactory(self._migration, export, self._clients, checks)
         scratch = ScratchExport(export, self._migration, checks, self._runtime.reactor)
+        self._migration.attempt_begins = scratch.attempt_begins
 
         def sized(name: str, size: int) -> MigrationExport:
             return MigrationExport(self._migration, name, size, self._clients.prove)

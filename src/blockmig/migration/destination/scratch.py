@@ -7,7 +7,9 @@ Owns who uses it. Rules (design, section 2: R10; section 3, "side exports"):
 * it is for one connection at a time, which a check that was answered has named (`checks`), for some
   seconds, and for some GiB. Whoever else writes there is hung up on;
 * it takes nothing from a migration: while an attempt goes on it is not offered, and whoever uses it
-  when one begins is hung up on;
+  is hung up on when one begins;
+* why it is not to be had is nobody's business: whether a migration goes on, or somebody else
+  checks, is told only to who checks (`checks`);
 * it is listed nowhere, since most who open what is listed could not open it.
 """
 
@@ -38,6 +40,9 @@ LONGEST: Final = 5.0
 """Seconds from the first request until the connection is closed."""
 
 _PAYLOAD: Final = 2 << 20
+_NOT_NOW: Final = (
+    "it is for those only whose check was accepted, one at a time, and while no migration goes on"
+)
 _COMMANDS: Final = (Command.WRITE, Command.WRITE_ZEROES)
 
 
@@ -88,14 +93,14 @@ class ScratchExport:
         self._end: IDelayedCall | None = None
 
     def refusal(self) -> str:
-        """Why nobody may have it now; "" where somebody may."""
-        if self._migration.attempt is not None:
-            return "a migration goes on here, from which nothing is to be taken"
+        """Why nobody may have it now, the same whatever the reason; "" where somebody may."""
+        free = self._migration.attempt is None and self._user is None and self._checks.stand
+        return "" if free else _NOT_NOW
+
+    def attempt_begins(self) -> None:
+        """Whoever uses it takes something from a migration now."""
         if self._user is not None:
-            return "another check uses it, and there is one at a time"
-        if not self._checks.stand:
-            return "it is for those only whose check was accepted"
-        return ""
+            self._user.abort()
 
     def admit(self, connection: ServerConnection, request: Request) -> Errno:
         """Only writes, of whoever may; one that is not admitted is the last."""
