@@ -26,7 +26,7 @@ from ..records.files import this_host, timestamp
 from ..source.admission import REQUEST, Admission, PeerCapabilities
 from ..source.context import AttemptContext, AttemptFailed
 from .plan import Plan
-from .rehearsal import Rehearsal, Rehearsed
+from .rehearsal import SHORT, Rehearsal, Rehearsed
 from .report import Notes
 
 _MOST_APART: Final = 5
@@ -246,9 +246,10 @@ class ReceiverChecks:
 
     def _judge_rate(self, context: AttemptContext, sent: Rehearsed) -> None:
         if not sent.data:
-            self._notes.warn(
-                "rate", f"the rate was not measured: in {sent.seconds:.1f} s no data was met"
-            )
+            why = f"not even {format_bytes(SHORT)} of data got there"
+            if sent.zeroes >= context.disk.size:
+                why = "no data was met"
+            self._notes.warn("rate", f"the rate was not measured: in {sent.seconds:.1f} s {why}")
             return
         if not sent.seconds:
             self._notes.ok("rate", "all of the disk was sent in an instant", sent=sent.data)
@@ -257,7 +258,7 @@ class ReceiverChecks:
         left = self._data / self._covered(context.disk.size, sent) * sent.seconds
         self._notes.ok(
             "rate",
-            f"{rate / 1e6:.1f} MB/s ({format_bytes(sent.data)} in {sent.seconds:.1f} s): the "
+            f"{_rate(rate)} ({format_bytes(sent.data)} in {sent.seconds:.1f} s): the "
             f"{format_bytes(self._data)} of data would take {format_duration(left)}",
             rate=round(rate),
             seconds=round(left, 1),
@@ -268,3 +269,7 @@ class ReceiverChecks:
         there was not sent, but took its time, while a hole takes none."""
         passes, rest = divmod(sent.data + sent.zeroes, size)
         return max(passes * self._data + self._survey.data(0, rest), sent.data)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate / 1e6:.1f} MB/s" if rate >= 1e6 else f"{rate / 1e3:.0f} kB/s"

@@ -6,6 +6,7 @@ Owns that connection. Rules:
 * the disk goes the way that it will go: the scan, the copier and the connection are those of an
   attempt, only that the export is the receiver's NAME.scratch;
 * nothing is written but to what cannot be a disk, whoever has the address by then;
+* requests are short until the wire has shown that it is no slow one;
 * it takes two seconds, and no more bytes than the receiver would take;
 * the page cache is left alone;
 * how the connection ends says nothing, unless nothing was measured before that.
@@ -22,7 +23,7 @@ from twisted.python.failure import Failure
 
 from ...client import ClientConnection, ClientFactory, ClientFailed, ClientHandler
 from ...errors import LocalFailure
-from ...nbd import SCRATCH_EXPORT, SCRATCH_SIZE, ClientHandshake, Negotiated
+from ...nbd import SCRATCH_EXPORT, SCRATCH_SIZE, ClientHandshake, Export, Negotiated
 from ...runtime import wait_for_other
 from ...syscalls import describe_error
 from ...transport import Pacer
@@ -37,6 +38,13 @@ SECONDS: Final = 2.0
 
 MOST: Final = 4 << 30
 """Bytes."""
+
+SHORT: Final = 64 << 10
+"""Bytes of a request as long as nobody knows whether the wire is slow: of one that takes seconds
+nothing would be known in time."""
+
+_BRISK: Final = 4 << 20
+"""Bytes of data after which longer requests are made, if they went in a moment."""
 
 _MOST_PASSES: Final = 16
 _PATIENCE: Final = 10.0
@@ -81,6 +89,7 @@ class Rehearsal(ClientHandler):
         self._copier: Copier | None = None
         self._left: Ranges = []
         self._first = 0
+        self._is_trying = False
         self._began = 0.0
         self._timer: IDelayedCall | None = None
 
@@ -128,25 +137,36 @@ class Rehearsal(ClientHandler):
         if export.size != SCRATCH_SIZE:
             self._connection.fail("what is called so there is no export that stores nothing")
             return
-        longest = min(REQUEST, export.maximum_payload)
+        self._began = self._reactor.seconds()
+        self._timer = self._reactor.callLater(SECONDS, self._enough)
+        Deferred.fromCoroutine(self._send(export)).addErrback(self._end)
+
+    def _take_over(self, export: Export, longest: int) -> Copier:
+        """Go on with requests of at most that length; nothing is in flight."""
+        if self._copier is not None:
+            self._copier.stop()
         self._copier = copier = Copier(
             self._context,
             self._connection,
-            PeerCapabilities(export, False, True, longest),
+            PeerCapabilities(export, False, True, min(longest, export.maximum_payload)),
             self._cookie,
             source_failed=self._source_failed,
             is_working=self._is_working,
             keep_cached=True,
         )
-        self._began = self._reactor.seconds()
-        self._timer = self._reactor.callLater(SECONDS, self._enough)
-        Deferred.fromCoroutine(self._send(copier)).addErrback(self._end)
+        return copier
 
-    async def _send(self, copier: Copier) -> None:
+    async def _send(self, export: Export) -> None:
         """Send the disk; a small one several times."""
+        copier, self._is_trying = self._take_over(export, SHORT), True
         for _ in range(_MOST_PASSES):
             self._left = [(0, self._context.disk.size)]
             await copier.send_pass(self._take)
+            if self._is_trying and self._context.progress.data >= _BRISK:
+                self._is_trying = False
+                copier = self._take_over(export, REQUEST)
+                if self._left:  # the pass was cut
+                    await copier.send_pass(self._take)
             self._first = self._first or self._context.progress.data
             soon = self._reactor.seconds() < self._began + SECONDS / 2
             if not self._context.progress.data or not soon:
@@ -156,6 +176,9 @@ class Rehearsal(ClientHandler):
     def _take(self) -> Ranges:
         left, self._left = self._left, []
         return left
+
+    def _give_back(self, start: int, end: int) -> None:
+        self._left.append((start, end))
 
     def _enough(self) -> None:
         progress = self._context.progress
@@ -169,6 +192,12 @@ class Rehearsal(ClientHandler):
         self._copier.received(data)
         if self._context.progress.data >= MOST:
             self._enough()
+        elif (
+            self._is_trying
+            and self._context.progress.data >= _BRISK
+            and self._reactor.seconds() < self._began + SECONDS / 4
+        ):
+            self._copier.cut_pass(self._give_back)
 
     def moved(self, count: int) -> None:
         """Some data was written to the connection."""

@@ -402,7 +402,7 @@ class RateTests(CheckCase):
         self.source.make_hole(8 * MIB, 0)
         self.receive(NAMED, RecordedDisk(8 * MIB, self.target.path))
         self.begin()
-        self.slowly(0.05)
+        self.slowly(0.02)
         self.reported()
         figures = self.item("rate").figures
         self.assertGreater(figures["seconds"], 0.2)
@@ -416,6 +416,58 @@ class RateTests(CheckCase):
             self.clock.advance(0.01)
         self.reported()
         self.assertLess(self.item("rate").figures["rate"], 100_000)
+
+    def large(self, size=8 * MIB):
+        self.source = Source(os.urandom(size), self.source.path)
+        self.source.make_hole(size, 0)
+        self.receive(NAMED, RecordedDisk(size, self.target.path))
+
+    def lengths(self):
+        """Of the requests to the scratch export."""
+        lengths, admit = [], scratch.ScratchExport.admit
+
+        def noted(export, connection, request):
+            lengths.append(request.length)
+            return admit(export, connection, request)
+
+        self.patch(scratch.ScratchExport, "admit", noted)
+        return lengths
+
+    def test_a_slow_wire_is_measured_as_well(self):
+        """A request of the usual length would take longer than the rehearsal."""
+        self.large()
+        lengths = self.lengths()
+        self.begin()
+        self.slowly(0.05)
+        self.reported()
+        self.assertEqual("ok", self.results()["rate"])
+        self.assertEqual({rehearsal.SHORT}, set(lengths))
+        figures = self.item("rate").figures
+        self.assertLess(figures["rate"], 4 * MIB)
+        self.assertAlmostEqual(8 * MIB / figures["rate"], figures["seconds"], 0)
+
+    def test_on_a_quick_one_the_requests_are_those_of_a_migration(self):
+        self.large()
+        lengths = self.lengths()
+        self.check()
+        self.says("rate", "ok")
+        self.assertEqual(rehearsal.SHORT, lengths[0])
+        self.assertEqual(MIB, max(lengths))  # of a disk without a descriptor
+        # The pass that was cut was sent to its end, and only once.
+        self.assertEqual(16 * 8 * MIB, sum(lengths))
+
+    def test_one_on_which_nothing_gets_there_is_said_to_be_so(self):
+        self.large()
+        self.begin()
+        while not any(link.bytes > 40_000 for link in self.endpoint.connections):
+            if not self.endpoint.step():
+                self.clock.advance(0)
+        self.endpoint.connections[-1].stall()
+        self.clock.advance(2)
+        self.endpoint.connections[-1].resume()
+        self.endpoint.pump()
+        self.reported()
+        self.warns("rate", "was not measured", "not even 64 KiB of data got there")
 
     def test_a_scratch_export_that_is_not_to_be_had(self):
         self.patch(scratch.ScratchExport, "refusal", lambda export: "no time")
