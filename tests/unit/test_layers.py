@@ -35,7 +35,7 @@ ARROWS = {
     "migration.disk": "interfaces syscalls errors storage",
     "migration.in_use": "interfaces errors runtime storage",
     "migration.records": "interfaces syscalls errors storage",
-    "migration.handoff": "runtime nbd client migration.identity migration.records",
+    "migration.handoff": "units runtime nbd client migration.identity migration.records",
     "migration.source": (
         "interfaces syscalls errors claims lives runtime nbd storage transport client "
         "migration.policy migration.identity migration.disk migration.in_use migration.records "
