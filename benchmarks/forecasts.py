@@ -12,8 +12,11 @@ import argparse
 import contextlib
 import os
 import random
+import struct
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +27,8 @@ from mirroring import Writer, forget
 from throughput import make_source
 
 MIB = 1 << 20
-BLOCK = 4096
+BLOCK = 65536
+"""Bytes of a write: what it touches is sent again as a whole."""
 FIRST = 5.0
 
 
@@ -77,8 +81,14 @@ class Client(Writer):
         self._written = max(self._written, due - self._load.rate // BLOCK // 10)
         while self._written < due:
             block = self._written if self._load.sequential else self._at_random.getrandbits(40)
-            self.write_at(block % self._blocks * BLOCK)
+            self.write_block(block % self._blocks * BLOCK)
             self._written += 1
+
+    def write_block(self, offset: int) -> None:
+        head = struct.pack("!IHHQQI", 0x25609513, 0, 1, 0, offset, BLOCK)
+        self._socket.sendall(head + self._random.randbytes(BLOCK))
+        if struct.unpack("!IIQ", self._take(16))[1]:
+            sys.exit("a write failed")
 
 
 def make_disk(path: Path, size: int, data: float) -> None:
@@ -105,21 +115,29 @@ def hand_off(folder: str, size: int, load: Load, rate: int) -> tuple[list[Sample
         wait_for(f"{folder}/clients")
         wait_for(socket)
         client = Client(f"{folder}/clients", size, load)
-        wanted = {"uri": f"nbd+unix:///?socket={socket}", "max_rate": rate, "then": "exit"}
+        # It stays, so that it can be asked what has happened; there is no new server.
+        wanted = {"uri": f"nbd+unix:///?socket={socket}", "max_rate": rate, "then": "relay"}
+        wanted["relay_to"] = f"nbd+unix:///?socket={folder}/nobody"
         ask(control, "POST", "/mirror", wanted, timeout=60)
         return watch(control, client)
+
+
+def write_on(client: Client) -> None:
+    """Write until nobody answers any more."""
+    with contextlib.suppress(OSError, SystemExit):
+        while True:
+            client.catch_up()
+            time.sleep(0.002)
 
 
 def watch(control: str, client: Client) -> tuple[list[Sample], float, float]:
     """Write until the disk is handed over, and look at the forecasts meanwhile."""
     began, samples, status = time.monotonic(), [], {}
     looked = 0.0
+    writing = threading.Thread(target=write_on, args=(client,), daemon=True)
+    writing.start()
     while time.monotonic() < began + 300:
-        try:
-            client.catch_up()
-        except (OSError, SystemExit):
-            break  # the server has handed the disk over
-        time.sleep(0.002)
+        time.sleep(0.02)
         now = time.monotonic() - began
         if now < looked + 0.05:
             continue
@@ -128,7 +146,7 @@ def watch(control: str, client: Client) -> tuple[list[Sample], float, float]:
             status = ask(control, "GET", "/status", timeout=5)["mirror"]
         except (ControlError, OSError):
             break  # it has gone
-        if status["state"] == "complete":
+        if status["state"] in ("complete", "failed"):
             break
         if now >= FIRST * (len(samples) + 1):
             samples.append(Sample(now, status["expected_end"], status["expected_pause"]))

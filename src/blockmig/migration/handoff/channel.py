@@ -180,7 +180,7 @@ async def open_handoff(
     """
     timeout = ANSWER_TIMEOUT if timeout is None else min(timeout, ANSWER_TIMEOUT)
     client = NBDClient(ClientHandshake(destination.export + HANDOFF_EXPORT), runtime, timeout)
-    negotiated = await client.connect(destination.endpoint)
+    negotiated = await client.connect(destination.endpoint, destination.uri)
     handoff = HandoffConversation(client, secret)
     try:
         if negotiated.export.size != MESSAGE_SIZE:

@@ -64,6 +64,8 @@ _FIRST_DELAY: Final = 0.1
 _LONGEST_DELAY: Final = 5.0
 _SEARCH_TIME: Final = 30.0
 """Seconds for which a receiver that has acknowledged everything is looked for."""
+_SAME_REASON: Final = 60.0
+"""Seconds after which a reason is logged once more."""
 
 
 async def record_complete(in_thread: InThread, source: SourceRecord, seen: bool = True) -> None:
@@ -117,6 +119,7 @@ class Finisher:
         record = source.record
         self.progress = Progress(record.size, earlier=record.attempt, seconds=self._reactor.seconds)
         self.last_error = ""
+        self._said = "", 0.0
         self._assumed = False
         self._running: Deferred[None] | None = None
         self._why = ""
@@ -214,7 +217,8 @@ class Finisher:
                 self.last_error = str(error)
                 if self._may_stop_trying(self._reactor.seconds() - began, error):
                     return False
-                _log.warn(
+                tell = _log.debug if self._has_just_said(self.last_error) else _log.warn
+                tell(
                     "the source is retired, but the destination could not be notified that it "
                     "is complete: {why}; trying again in {delay:.1f} s",
                     event="restart",
@@ -225,6 +229,15 @@ class Finisher:
             await deferLater(self._reactor, delay)
             delay = min(2 * delay, _LONGEST_DELAY)
         return bool(record.confirmed)
+
+    def _has_just_said(self, why: str) -> bool:
+        """Whether that reason was logged within the last minute; if not, it is now."""
+        said, at = self._said
+        now = self._reactor.seconds()
+        if said == why and now < at + _SAME_REASON:
+            return True
+        self._said = why, now
+        return False
 
     def _may_stop_trying(self, waited: float, error: ClientFailed) -> bool:
         """Whether no further try is needed; raises L{Unconfirmed} where the time to try is over."""
@@ -256,7 +269,7 @@ class Finisher:
         handshake = handshake_for(export, self._source.record.size)
         client = NBDClient(handshake, self._runtime, ANSWER_TIMEOUT, first_cookie=cookie)
         try:
-            negotiated = await client.connect(self._destination.endpoint)
+            negotiated = await client.connect(self._destination.endpoint, self._destination.uri)
             if not is_receiver(negotiated, export):
                 self._conclude_unknown(None)
                 return False

@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.client import Destination
@@ -168,7 +169,7 @@ class Case(SynchronousTestCase):
         self.finisher = made(
             Finisher,
             self.source(told, **(record or {})),
-            Destination(self.endpoint),
+            Destination(self.endpoint, uri=URI),
             reactor=self.clock,
             in_thread=synchronous,
             **keywords,
@@ -295,7 +296,7 @@ class AssumedTests(Case):
             self.finisher = made(
                 Finisher,
                 self.source(told),
-                Destination(self.endpoint),
+                Destination(self.endpoint, uri=URI),
                 reactor=self.clock,
                 in_thread=synchronous,
             )
@@ -457,6 +458,30 @@ class PeerTests(Case):
         self.finish()
         self.tries_on()
 
+    def test_the_same_reason_is_told_once_a_minute(self):
+        logged = []
+        globalLogPublisher.addObserver(logged.append)
+        self.addCleanup(globalLogPublisher.removeObserver, logged.append)
+        self.endpoint.refuse = ConnectionRefusedError()
+        self.finish()
+        self.pass_time(130)
+
+        def said(level):
+            return [
+                event
+                for event in logged
+                if event.get("event") == "restart" and event["log_level"] == level
+            ]
+
+        self.assertEqual(3, len(said(LogLevel.warn)))
+        self.assertGreater(len(said(LogLevel.debug)), 10)
+        self.assertIn("nobody listens on there:10809", said(LogLevel.warn)[0]["why"])
+        # Another reason is told at once.
+        self.endpoint.refuse = None
+        self.script.refuse = True
+        self.pass_time(10)
+        self.assertEqual(4, len(said(LogLevel.warn)))
+
     def test_another_place_at_the_same_address_is_not_finished(self):
         """Whatever the other place says, the disk did not go there."""
         for where in ({"host": "elsewhere"}, {"disk": "/other"}):
@@ -564,7 +589,7 @@ class StopTests(Case):
         for messages in range(30):
             self.setUp()
             self.finisher = Finisher(
-                self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
+                self.source(), Destination(self.endpoint, uri=URI), runtime=Runtime(self.clock, synchronous)
             )
             self.outcome = self.finisher.run()
             for _ in range(messages):
@@ -586,7 +611,7 @@ class LifeTests(Case):
 
     def make(self, threads=synchronous):
         self.finisher = Finisher(
-            self.source(), Destination(self.endpoint), runtime=Runtime(self.clock, threads)
+            self.source(), Destination(self.endpoint, uri=URI), runtime=Runtime(self.clock, threads)
         )
 
     def run_it(self):
@@ -715,7 +740,7 @@ class SyncFirstTests(Case):
         source = self.source()
         self.system.fsync = broken
         self.finisher = Finisher(
-            source, Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
+            source, Destination(self.endpoint, uri=URI), runtime=Runtime(self.clock, synchronous)
         )
         self.outcome = self.finisher.run()
         self.endpoint.pump()
@@ -739,7 +764,7 @@ class RecordFailureTests(Case):
         source = self.source()
         self.system.fail["MIGRATING copied told"] = OSError(errno.ENOSPC, "full")
         self.finisher = Finisher(
-            source, Destination(self.endpoint), runtime=Runtime(self.clock, synchronous)
+            source, Destination(self.endpoint, uri=URI), runtime=Runtime(self.clock, synchronous)
         )
         self.outcome = self.finisher.run()
         self.endpoint.pump()
