@@ -589,7 +589,9 @@ class StopTests(Case):
         for messages in range(30):
             self.setUp()
             self.finisher = Finisher(
-                self.source(), Destination(self.endpoint, uri=URI), runtime=Runtime(self.clock, synchronous)
+                self.source(),
+                Destination(self.endpoint, uri=URI),
+                runtime=Runtime(self.clock, synchronous),
             )
             self.outcome = self.finisher.run()
             for _ in range(messages):
