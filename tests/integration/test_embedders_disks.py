@@ -52,8 +52,12 @@ def image(size: int = SIZE, seed: int = 1) -> bytes:
 
 
 def assert_punctual(measured: Lateness) -> None:
-    """Mostly in time, however busy this machine is, although each call of the disk takes longer."""
-    assert len(measured.all) > 10
+    """Mostly in time, however busy this machine is, although each call of the disk takes longer.
+
+    A reactor that waited for the disk was asked seldom, and was late then; a fast machine is soon
+    done, and was asked seldom, too.
+    """
+    assert measured.all
     assert measured[50] < LATE, str(measured)
 
 
