@@ -48,6 +48,8 @@ VERSION: Final = 1
 
 _LONGEST: Final = 65536
 _TEMPORARY: Final = ".tmp"
+_TRIED: Final = ".try"
+"""Of a file that is only made to see whether one can be; no longer than the other."""
 _NAMELESS: Final = os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_TMPFILE", os.O_DIRECTORY)
 _NO_NAMELESS: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOSYS, errno.EINVAL, errno.ENOENT)
 
@@ -430,11 +432,12 @@ class Records:
         except OSError as error:
             if error.errno not in _NO_NAMELESS:
                 raise
-            path = self.name(Kind.INCOMPLETE) + _TEMPORARY
+            # Not the name of a record that the process whose disk it is may be writing now.
+            path = self.name(Kind.INCOMPLETE) + _TRIED
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            # It is also the name of a record that is being written, which must not lose it.
-            with self._lock, contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):  # of another check, which may have died
                 self._system.close(self._system.open(path, flags, 0o600))
+            with contextlib.suppress(FileNotFoundError):
                 self._system.unlink(path)
 
     def write(

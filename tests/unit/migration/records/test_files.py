@@ -563,21 +563,40 @@ class WritableTests(Case):
         Records(self.path, system).check_writable()
         self.assertEqual(["disk.INCOMPLETE.tmp"], self.names())
 
-    def test_no_record_is_written_while_the_check_has_a_file_of_its_name(self):
-        """Each would remove the other's: a receiver is checked while it writes its record."""
-        real, held = os.open, []
+    def test_a_check_takes_nothing_from_who_writes_a_record(self):
+        """It has no lock on the disk, and a receiver may be at work there meanwhile."""
+        real, system = os.open, SystemCalls()
 
         def no_nameless(path, flags, mode=0):
             if path == self.directory:
                 raise OSError(errno.EOPNOTSUPP, "no O_TMPFILE")
-            held.append(records._lock.locked())
             return real(path, flags, mode)
 
-        system = SystemCalls()
         self.patch(system, "open", no_nameless)
-        records = Records(self.path, system)
-        records.check_writable()
-        self.assertEqual([True], held)
+        checks = Records(self.path, system)
+        made = []
+        self.patch(system, "unlink", made.append)
+        checks.check_writable()
+        self.assertEqual([os.path.join(self.directory, name) for name in self.names()], made)
+        # The check has made its file; it removes that while a record has its temporary name.
+        self.records.write(Kind.INCOMPLETE, RECORD, lambda: os.unlink(made[0]))
+        self.assertEqual(["disk.INCOMPLETE"], self.names())
+
+    def test_what_a_check_that_died_has_left_is_used_up(self):
+        real, system = os.open, SystemCalls()
+
+        def no_nameless(path, flags, mode=0):
+            if path == self.directory:
+                raise OSError(errno.EOPNOTSUPP, "no O_TMPFILE")
+            return real(path, flags, mode)
+
+        self.patch(system, "open", no_nameless)
+        self.patch(system, "unlink", lambda path: None)
+        Records(self.path, system).check_writable()
+        self.assertEqual(1, len(self.names()))
+        self.patch(system, "unlink", os.unlink)
+        Records(self.path, system).check_writable()
+        self.assertEqual([], self.names())
 
     def test_a_name_must_leave_room_for_the_longest_record_name(self):
         longest = os.pathconf(self.directory, "PC_NAME_MAX")
