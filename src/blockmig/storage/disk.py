@@ -367,11 +367,15 @@ class DescriptorDisk:
         self._descriptor.close()
 
     def discard(self) -> None:
-        """Close the disk; if this object created it, remove it again."""
+        """Close the disk; if this object created it, remove it again.
+
+        What somebody else has written into it since is kept.
+        """
         if self.created and self._descriptor.number is not None:
             with contextlib.suppress(OSError):
                 self._check_name()
-                self._system.unlink(self.path)
+                if not (self._unsized and self._system.stat(self.path).st_size):
+                    self._system.unlink(self.path)
         self.close()
 
     def _check_name(self) -> None:

@@ -738,6 +738,17 @@ class DiscardTests(DiskCase):
         disk.discard()
         self.assertTrue(os.path.exists(path))
 
+    def test_discarding_keeps_what_somebody_else_has_written_into_a_new_file(self):
+        """Such as who restores a backup to that path after all; our lock keeps only some out."""
+        for size in ({"size": 5000}, {"sized_later": True}):
+            path = self.mktemp()
+            disk = self.open(path, **size)
+            with open(path, "wb") as file:
+                file.write(b"a backup")
+            disk.discard()
+            self.assertEqual(b"a backup", self.content(path))
+            self.assertIsNone(disk.fileno())
+
     def test_discarding_keeps_a_file_that_took_the_name(self):
         """The file there now is not the one that we created."""
         path = self.mktemp()
