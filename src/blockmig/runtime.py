@@ -8,6 +8,7 @@ disk must not end before its threads have.
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -75,7 +76,10 @@ class Runtime:
                 with contextlib.suppress(Exception):  # the reactor may be gone by now
                     reactor.callFromThread(done.callback, result)
 
-            threading.Thread(target=run, daemon=True).start()
+            try:
+                threading.Thread(target=run, daemon=True).start()
+            except RuntimeError as error:  # there are as many as there may be
+                return fail(OSError(errno.EAGAIN, str(error)))
             return done
 
         return cls(reactor, in_thread, apart=in_thread_apart)

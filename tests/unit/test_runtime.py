@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from dataclasses import replace
@@ -299,6 +300,14 @@ class ApartTests(SynchronousTestCase):
         ((function, arguments),) = self.results
         function(*arguments)
         self.failureResultOf(result, ValueError)
+
+    def test_that_there_is_no_thread_is_a_failure_as_well(self):
+        def no_thread(thread):
+            raise RuntimeError("can't start new thread")
+
+        self.patch(threading.Thread, "start", no_thread)
+        error = self.failureResultOf(self.apart(int), OSError).value
+        self.assertEqual(errno.EAGAIN, error.errno)
 
     def test_who_bounds_the_others_does_not_bound_these(self):
         runtime = Runtime(self.clock, synchronous)
