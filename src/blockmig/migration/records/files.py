@@ -433,7 +433,8 @@ class Records:
             if error.errno not in _NO_NAMELESS:
                 raise
             # Not the name of a record that the process whose disk it is may be writing now.
-            path = self.name(Kind.INCOMPLETE) + _TRIED
+            name = os.path.basename(self.name(Kind.INCOMPLETE)) + _TRIED
+            path = os.path.join(directory, name)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with contextlib.suppress(FileExistsError):  # of another check, which may have died
                 self._system.close(self._system.open(path, flags, 0o600))

@@ -598,6 +598,21 @@ class WritableTests(Case):
         Records(self.path, system).check_writable()
         self.assertEqual([], self.names())
 
+    def test_where_the_directory_is_yet_to_be_made_the_one_above_is_tried(self):
+        real, system, made = os.open, SystemCalls(), []
+
+        def no_nameless(path, flags, mode=0):
+            if flags & os.O_TMPFILE == os.O_TMPFILE:
+                raise OSError(errno.EOPNOTSUPP, "no O_TMPFILE")
+            made.append(os.path.dirname(path))
+            return real(path, flags, mode)
+
+        path = os.path.join(self.directory, "lib", "blockmig", "vda")
+        self.patch(system, "open", no_nameless)
+        Records(path, system, "/dev/vda", to_be_made=True).check_writable()
+        self.assertEqual([], self.names())
+        self.assertEqual(self.directory, made[-1])
+
     def test_a_name_must_leave_room_for_the_longest_record_name(self):
         longest = os.pathconf(self.directory, "PC_NAME_MAX")
         room = longest - len(".INCOMPLETE.tmp")
