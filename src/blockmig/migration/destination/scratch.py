@@ -59,6 +59,9 @@ class _NoDisk:
 
     def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None: ...
 
+    def flush(self) -> None:
+        """FUA may come with any request."""
+
 
 @implementer(IExportHandler)
 class ScratchExport:

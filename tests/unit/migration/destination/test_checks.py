@@ -14,7 +14,7 @@ from blockmig.migration.destination import scratch
 from blockmig.migration.handoff.message import HandoffPhase
 from blockmig.migration.identity import Identity
 from blockmig.migration.records.files import Kind
-from blockmig.nbd import SCRATCH_SIZE, Command, Errno, HandshakeRefused, OptionReply
+from blockmig.nbd import SCRATCH_SIZE, Command, CommandFlag, Errno, HandshakeRefused, OptionReply
 from blockmig.testing import ManualThreads
 from tests.unit.support import ADDRESS, ONE, TWO, Client
 
@@ -347,6 +347,15 @@ class ScratchTests(CheckCase):
         self.assertEqual([0] * 5, client.errors())
         self.assertEqual([], self.changes())
         self.assertEqual([], self.names())
+
+    def test_it_is_durable_at_once(self):
+        """FUA may come with any request."""
+        self.checks()
+        client = self.scratch()
+        client.write(0, b"x" * 5, flags=CommandFlag.FUA)
+        client.send(Command.WRITE_ZEROES, 0, 4096, CommandFlag.FUA)
+        self.assertEqual([0] * 2, client.errors())
+        self.assertEqual([], self.changes())
 
     def test_nothing_but_a_write_is_carried_out(self):
         self.checks()
