@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from blockmig.control import ControlError, ask
+from blockmig.control import ask
 from latency import BLOCKMIG, wait_for
-from mirroring import Writer, forget
+from mirroring import Writer, destination
 from throughput import make_source
 
 MIB = 1 << 20
@@ -54,7 +54,7 @@ LOADS = {
     "12 MB/s, random": Load(12 * MIB),
     "12 MB/s in 8 MiB": Load(12 * MIB, span=8 * MIB),
     "12 MB/s, sequential": Load(12 * MIB, sequential=True),
-    "4 MB/s, sparse": Load(4 * MIB, data=0.3),
+    "4 MB/s, sparse": Load(4 * MIB, data=0.7),
 }
 
 
@@ -101,25 +101,22 @@ def hand_off(folder: str, size: int, load: Load, rate: int) -> tuple[list[Sample
     for name in os.listdir(folder):
         Path(folder, name).unlink(missing_ok=True)
     make_disk(Path(folder, "source"), size, load.data)
-    forget(f"{folder}/source")
-    control, socket = f"{folder}/control", f"{folder}/receive"
+    control = f"{folder}/control"
     serve = [*BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
-    receive = [*BLOCKMIG, "receive", "-q", "--file", f"{folder}/copy", "--size", str(size)]
+    serve += ["--listen", f"unix:{folder}/clients"]
     with contextlib.ExitStack() as running:
-        for command in (
-            [*serve, "--listen", f"unix:{folder}/clients"],
-            [*receive, "--listen", f"unix:{socket}"],
-        ):
+        for command in (serve, *destination(folder, size, "standby")):
             process = running.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL))
             running.callback(process.kill)
+        time.sleep(1.5)  # the standby server must have begun to wait
         wait_for(f"{folder}/clients")
-        wait_for(socket)
+        wait_for(f"{folder}/receive")
         client = Client(f"{folder}/clients", size, load)
-        # It stays, so that it can be asked what has happened; there is no new server.
-        wanted = {"uri": f"nbd+unix:///?socket={socket}", "max_rate": rate, "then": "relay"}
-        wanted["relay_to"] = f"nbd+unix:///?socket={folder}/nobody"
+        wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "max_rate": rate}
+        wanted |= {"then": "relay", "relay_to": f"nbd+unix:///?socket={folder}/serve"}
         ask(control, "POST", "/mirror", wanted, timeout=60)
-        return watch(control, client)
+        threading.Thread(target=write_on, args=(client,), daemon=True).start()
+        return watch(control)
 
 
 def write_on(client: Client) -> None:
@@ -130,27 +127,19 @@ def write_on(client: Client) -> None:
             time.sleep(0.002)
 
 
-def watch(control: str, client: Client) -> tuple[list[Sample], float, float]:
-    """Write until the disk is handed over, and look at the forecasts meanwhile."""
-    began, samples, status = time.monotonic(), [], {}
-    looked = 0.0
-    writing = threading.Thread(target=write_on, args=(client,), daemon=True)
-    writing.start()
-    while time.monotonic() < began + 300:
-        time.sleep(0.02)
-        now = time.monotonic() - began
-        if now < looked + 0.05:
-            continue
-        looked = now
-        try:
+def watch(control: str) -> tuple[list[Sample], float, float]:
+    """Look at the forecasts until the disk is handed over."""
+    began, samples = time.monotonic(), []
+    over = threading.Thread(target=ask, args=(control, "POST", "/mirror/wait", {}, 300))
+    over.start()
+    while over.is_alive():
+        over.join(max(0.0, began + FIRST * (len(samples) + 1) - time.monotonic()))
+        if over.is_alive():
             status = ask(control, "GET", "/status", timeout=5)["mirror"]
-        except (ControlError, OSError):
-            break  # it has gone
-        if status["state"] in ("complete", "failed"):
-            break
-        if now >= FIRST * (len(samples) + 1):
+            now = time.monotonic() - began
             samples.append(Sample(now, status["expected_end"], status["expected_pause"]))
-    return samples, time.monotonic() - began, status.get("pause") or 0.0
+    ended = time.monotonic() - began
+    return samples, ended, ask(control, "GET", "/status", timeout=5)["mirror"]["pause"]
 
 
 def factor(happened: float, forecast: float | None) -> str:

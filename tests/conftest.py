@@ -17,10 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.namespaces import leave_the_network, leave_the_state_directory
 from tests.support.processes import FULL, Processes
 
-# A shell that starts the tests in the background has them ignore SIGINT, and so every process that
-# they start; what is handled here instead is the default there.
+# A shell that starts the tests in the background has them ignore SIGINT, and nohup SIGHUP, and so
+# every process that they start; what is handled here instead is the default there.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     leave_the_network()

@@ -59,7 +59,7 @@ _LUCK: Final = 2.0
 _LITTLE: Final = 1 << 20
 """Bytes that can be sent in any hold."""
 _MOST_PASSES: Final = 100
-_AS_MANY: Final = 2
+_AS_MANY: Final = 3
 """How many times as long the steps after the last flush take as those at the beginning."""
 
 
@@ -77,7 +77,7 @@ class Convergence:
     @param longest_pause: seconds for which clients may be held.
     @param size: bytes of the disk.
     @param took: seconds that both ends took to agree on the attempt, and to record it. What follows
-        the last flush is of the same kind, and about twice as much.
+        the last flush is of the same kind, and up to three times as much.
     @ivar rate: bytes per second transferred lately.
     @ivar writing: what clients write.
     @ivar flush: seconds that the last flush took.
