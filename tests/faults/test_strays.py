@@ -195,7 +195,7 @@ def test_the_memory_of_a_receiver_does_not_grow_with_strays(
 def test_silent_connections_are_closed(processes: Processes, room: Path) -> None:
     """Both timeouts free what the connections used."""
     receiver = processes.receive(
-        room / "destination", "--size", SIZE, "--handshake-timeout", 3, "--idle-timeout", 4
+        room / "destination", "--size", SIZE, "--handshake-timeout", 8, "--idle-timeout", 8
     )
     descriptors = f"/proc/{receiver.pid}/fd"
     at_first = len(os.listdir(descriptors))
@@ -204,9 +204,9 @@ def test_silent_connections_are_closed(processes: Processes, room: Path) -> None
         strangers.one_byte_then_silence()
         strangers.silence_after_the_handshake()
         strangers.half_a_request()
-        # Of more than 200 only 128 are kept.
+        # Of more than 200 only 128 are kept. A busy machine needs seconds to accept them.
         until(lambda: len(os.listdir(descriptors)) >= at_first + 128)
-        until(lambda: len(os.listdir(descriptors)) == at_first, 15)
+        until(lambda: len(os.listdir(descriptors)) == at_first, 30)
 
 
 def test_single_handshake_bytes_do_not_extend_the_handshake_timeout(

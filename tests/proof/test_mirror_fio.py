@@ -136,9 +136,20 @@ class Fio:
             prefix=("prlimit", f"--fsize={64 * MIB}"),
         )
 
-    def start(self, uri: str) -> None:
-        """Begin, and be sure that all jobs work."""
+    def start(self, uri: str, control: str) -> None:
+        """Begin, and be sure that all jobs work: the server has had a request of each.
+
+        @param control: the control socket of the server at C{uri}.
+        """
         self.running = self._start(uri, self._depth, *self._jobs(only_kept=False))
+        jobs = len(self._work.kept) + 1 + len(self._checked)
+
+        def working() -> bool:
+            assert self.running.status is None, self.running.stderr
+            clients = ask(control, "GET", "/status")["clients"]
+            return sum(one["writes"] + one["other"] > 0 for one in clients) >= jobs
+
+        until(working, 60)
         time.sleep(0.5)
         assert self.running.status is None, self.running.stderr
 
@@ -382,7 +393,7 @@ def test_fio_stays_on_one_connection_while_its_disk_is_relayed(
     moves = Moves(processes, room)
     for number, run in enumerate(runs):
         fio = Fio(processes, WORKLOADS[run.work], number, run.depth)
-        fio.start(moves.uris[run.kind])
+        fio.start(moves.uris[run.kind], moves.control)
         for _ in range(run.moves):
             moves.begin(KINDS[moves.count % 2], "--then", "relay", "--linger", "0")
             moves.finish()
@@ -407,7 +418,7 @@ def test_each_fio_finds_at_the_next_server_what_the_one_before_wrote(
     moves = Moves(processes, room)
     for number, run in enumerate(runs):
         fio = Fio(processes, WORKLOADS[run.work], number, run.depth)
-        fio.start(moves.uris[run.kind])
+        fio.start(moves.uris[run.kind], moves.control)
         moves.begin(KINDS[number // 2 % 2], "--then", "exit")
         if not run.cut:
             fio.stop()
@@ -440,7 +451,7 @@ def test_one_wrong_bit_is_noticed(processes: Processes, room: Path, work: str, t
     """All this would be worth nothing if fio did not look."""
     moves = Moves(processes, room)
     fio = Fio(processes, WORKLOADS[work], 0, 16)
-    fio.start(moves.uris["unix"])
+    fio.start(moves.uris["unix"], moves.control)
     moves.begin("unix", "--then", then)
     if then == "exit":
         fio.stop()
