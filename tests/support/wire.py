@@ -49,11 +49,18 @@ def connect(uri: str, timeout: float = 10.0) -> socket.socket:
 def wait_until_greeted(path: Path) -> None:
     """Wait until a server at the UNIX socket C{path} has said its first word.
 
-    qemu-nbd binds its socket first, and opens and locks the image afterwards.
+    qemu-nbd binds its socket first, and opens and locks the image afterwards. Between bind(2) and
+    listen(2) the socket is there and refuses.
     """
-    until(path.exists)
-    with connect(f"nbd+unix:///?socket={path}") as connection:
-        assert read_exactly(connection, 8) == b"NBDMAGIC"
+
+    def greeted() -> bool:
+        try:
+            with connect(f"nbd+unix:///?socket={path}") as connection:
+                return read_exactly(connection, 8) == b"NBDMAGIC"
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+
+    until(greeted)
 
 
 def read_exactly(connection: socket.socket, count: int) -> bytes:
