@@ -204,7 +204,7 @@ class SendTests(Case):
         self.refused("is not an NBD URI", "send", "x", "http://h/")
         self.refused("DISK and URI are swapped", "send", "nbd://h/", "x")
         self.refused("'nbd://g/' is a URI", "send", "nbd://g/", "nbd://h/")
-        self.refused("not supported", "send", "x", "nbds://h/")
+        self.refused("not supported", "send", "x", "nbds+vsock://1/")
         for timeout in ("0", "soon"):
             self.refused("not a number of seconds", "send", "x", "nbd://h/", "--timeout", timeout)
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
