@@ -47,7 +47,7 @@ ARROWS = {
         "migration.handoff migration.source"
     ),
     "migration.destination": (
-        "interfaces syscalls errors claims lives runtime nbd storage server "
+        "interfaces syscalls errors claims lives runtime nbd storage transport server "
         "migration.policy migration.identity migration.disk migration.records migration.handoff"
     ),
     "migration.mirror": (
