@@ -33,6 +33,7 @@ from .systemd import (
     activated_endpoints,
     initial_environment,
 )
+from .tls import ListenerTLS, endpoint_of
 
 _log = Logger()
 
@@ -55,6 +56,7 @@ class ListeningExport:
     @ivar status: the status for the control socket, to which version, pid and ports are added.
     @ivar routes: further handlers for the control socket.
     @ivar size: bytes of the disk; 0 if the sender says that.
+    @ivar tls: how connections speak TLS.
     """
 
     factory: IProtocolFactory
@@ -64,6 +66,7 @@ class ListeningExport:
     status: Callable[[], dict[str, Any]]
     routes: Routes = field(default_factory=dict)
     size: int = 0
+    tls: ListenerTLS = field(default_factory=ListenerTLS)
 
 
 class Listening:
@@ -93,9 +96,12 @@ class Listening:
         self._opening: Deferred[Any] | None = None
         self._closing: Deferred[None] | None = None
         self._notifier = Notifier(environment)
+        self._tls = ListenerTLS()
         try:
             passed = activated_endpoints(reactor, environment, initial_environment())
-            self._endpoints = [(text, make_endpoint(reactor, text)) for text in endpoints]
+            self._endpoints = [
+                (text, make_endpoint(reactor, endpoint_of(text))) for text in endpoints
+            ]
             if passed and self._endpoints:
                 raise Refused("systemd passed sockets: leave out --listen, or the socket unit")
             if not self._endpoints:
@@ -140,6 +146,7 @@ class Listening:
     async def _open(
         self, target: ListeningExport, give_up_after: float | None, busy_for: float
     ) -> None:
+        self._tls = target.tls
         if self._control_path is not None:
             self._control = await open_control(
                 self._reactor,
@@ -153,7 +160,7 @@ class Listening:
                 self._reactor, endpoint, target.factory, text, give_up_after, busy_for=busy_for
             )
             self._ports.append(port)
-            uris, local = listening_uris(port, target.export)
+            uris, local = listening_uris(port, target.export, tls=target.tls.required)
             self.uris += uris
             for uri in uris:
                 _log.info(
@@ -163,10 +170,13 @@ class Listening:
                     disk=target.disk,
                     size=target.size or None,
                 )
-            if not local:
+            if not local and not (target.tls.required and target.tls.verified):
+                # With TLS the data is safe on its way, and anybody is still let in.
+                without = "without certificates of clients (--tls-verify-peer)"
                 _log.warn(
-                    "{uri} can be reached from other machines, without TLS or an allow-list: "
-                    "anybody there can {danger}",
+                    "{uri} can be reached from other machines, {without}: anybody there can "
+                    "{danger}",
+                    without=without if target.tls.required else "without TLS or an allow-list",
                     event="exposed",
                     uri=uris[0],
                     danger=target.danger,
@@ -177,6 +187,7 @@ class Listening:
             "version": __version__,
             "pid": os.getpid(),
             "listening": list(self.uris),
+            "tls": self._tls.described,
             **status,
         }
 

@@ -81,6 +81,8 @@ def as_text(status: dict[str, Any]) -> str:
     process = f"pid {_text(status, 'pid')}, up {format_duration(_number(status, 'uptime') or 0)}"
     lines = [disk, f"{process}, blockmig {_text(status, 'version')}"]
     lines += [f"listening on {printable(uri)}" for uri in _list(status, "listening")]
+    if status.get("tls") == "on":
+        lines.append("TLS: on, for clients that ask for it")
     totals = status.get("totals")
     if isinstance(totals, dict):
         lines.append(
