@@ -221,7 +221,8 @@ def _milliseconds(seconds: float) -> str:
 def _table(clients: list[dict[str, Any]]) -> list[str]:
     rows = [_HEADINGS] + [
         (
-            _text(client, "address"),
+            _text(client, "address")
+            + (f" ({_text(client, 'name')})" if client.get("name") else ""),
             format_duration(_number(client, "connected") or 0),
             _text(client, "reads"),
             _bytes(client, "bytes_read"),

@@ -232,6 +232,15 @@ class ServerConnection(Protocol):
 
     def tls_stands(self) -> None:
         """TLS stands, and the client is let in: that is a step of the handshake."""
+        log = self.settings.names_log
+        if (name := self.tls_name) and log.has_room():
+            _log.info(
+                "{peer}: is {name} by its certificate{others}",
+                event="tls-client",
+                peer=self.peer,
+                name=name,
+                others=log.others(),
+            )
         self._advanced()
 
     def plaintext_received(self, data: bytes) -> None:
@@ -246,6 +255,15 @@ class ServerConnection(Protocol):
         """The client's verified certificate, an C{OpenSSL.crypto.X509}, where TLS stands and it has
         shown one; else None."""
         return None if self._secured is None else self._secured.certificate
+
+    @property
+    def tls_name(self) -> str:
+        """Whom the client's verified certificate names, for people; "" where there is none."""
+        if self.certificate is None:
+            return ""
+        from ..transport.certified import peer_name  # noqa: PLC0415
+
+        return peer_name(self.certificate)
 
     @property
     def tls_version(self) -> str:

@@ -64,6 +64,7 @@ class ConnectionSettings:
     @ivar tls: how TLS is spoken; None where it is not offered.
     @ivar refused: the log of what clients are refused.
     @ivar tls_log: bounds the lines about clients with which TLS does not stand.
+    @ivar names_log: bounds the lines about clients whose certificate says who they are.
     """
 
     runtime: Runtime
@@ -77,11 +78,13 @@ class ConnectionSettings:
     tls: ServerTLS | None = None
     refused: RefusedRequests = field(init=False)
     tls_log: LimitedLog = field(init=False)
+    names_log: LimitedLog = field(init=False)
 
     def __post_init__(self) -> None:
         seconds = self.runtime.reactor.seconds
         object.__setattr__(self, "refused", RefusedRequests(seconds))
         object.__setattr__(self, "tls_log", LimitedLog(seconds, _MOST_TLS_LINES))
+        object.__setattr__(self, "names_log", LimitedLog(seconds, _MOST_TLS_LINES))
 
 
 class HandshakePhase(Phase):
