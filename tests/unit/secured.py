@@ -1,4 +1,4 @@
-"""A client that speaks TLS with a server's connection, byte by byte: OpenSSL in the test's hands."""
+"""A client that speaks TLS with a server, byte by byte: OpenSSL in the hands of the test."""
 
 from __future__ import annotations
 
