@@ -86,6 +86,12 @@ class _State(Enum):
     CLOSED = "nothing more is sent either"
 
 
+class _NoProtocols:
+    """For creators of Twisted's, which ask here which protocols can be negotiated (ALPN)."""
+
+    wrappedFactory = None
+
+
 @implementer(ITransport, IConsumer, IPushProducer)
 class SecureTransport(LayeredTransport):
     """TLS above a transport.
@@ -100,6 +106,8 @@ class SecureTransport(LayeredTransport):
     @param seen_empty: nothing that was written to C{beneath} before is still to be sent.
     @ivar beneath: the transport, which is to be looked at only.
     """
+
+    factory = _NoProtocols()
 
     def __init__(
         self,
@@ -153,6 +161,9 @@ class SecureTransport(LayeredTransport):
         except Exception as error:  # a policy's checks raise what they like, from within
             self._fail(error)
             return False
+        if self._failure is not None:
+            self._fail(self._failure)
+            return False
         self._state = _State.OPEN
         self._flush()
         self._user.tls_established()
@@ -201,10 +212,8 @@ class SecureTransport(LayeredTransport):
         self._user.tls_failed(failure)
 
     def failVerification(self, reason: Failure) -> None:
-        """For creators that verify as those of Twisted do, in an info callback."""
+        """For creators that verify as those of Twisted do, in a callback during the handshake."""
         self._failure = TLSFailure(describe_tls_error(reason.value or TLSFailure(str(reason))))
-        if self._state == _State.SHAKING:
-            self._fail(self._failure)
 
     def lost(self) -> None:
         """The connection beneath is lost."""
