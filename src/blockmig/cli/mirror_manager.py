@@ -34,7 +34,7 @@ from ..nbd import NBDURI, BadURI, parse_uri
 from ..runtime import Runtime
 from ..server import Server
 from ..storage import DiskRefused
-from .tls import destination_at, with_certificates
+from .tls import check_client, destination_at, with_certificates
 
 _log = Logger()
 
@@ -171,12 +171,10 @@ class MirrorManager:
         )
 
     def _destination(self, uri: NBDURI, address: str = "") -> Destination:
-        return destination_at(
-            with_certificates(uri, self._certificates),
-            self._make_endpoint,
-            self._runtime.reactor,
-            address,
-        )
+        uri = with_certificates(uri, self._certificates)
+        found = destination_at(uri, self._make_endpoint, self._runtime.reactor, address)
+        check_client(uri, found.tls)
+        return found
 
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
         if isinstance(result, Failure):

@@ -276,25 +276,34 @@ def listener_tls(options: Options, *, for_each: bool) -> ListenerTLS:
 def client_policy(uri: NBDURI) -> ClientTLS | None:
     """How a connection to C{uri} speaks TLS; None where it does not.
 
-    @raise Refused: the certificates cannot be used, or what TLS needs is not installed.
+    @raise Refused: what TLS needs is not installed.
     """
     if not uri.tls:
         return None
     check_extra()
-    from ..errors import Refused  # noqa: PLC0415
     from ..transport.certified import client_tls  # noqa: PLC0415
-    from ..transport.tls import TLSFailure  # noqa: PLC0415
 
-    policy = client_tls(
+    return client_tls(
         uri.certificates,
         uri.tls_hostname or uri.host,
         verify_peer=uri.verify_peer is not False,
     )
+
+
+def check_client(uri: NBDURI, policy: ClientTLS | None) -> None:
+    """Check that our certificates can be used now, before anything begins.
+
+    @raise Refused: they cannot.
+    """
+    if policy is None:
+        return
+    from ..errors import Refused  # noqa: PLC0415
+    from ..transport.tls import TLSFailure  # noqa: PLC0415
+
     try:
         policy.creator()
     except TLSFailure as error:
         raise Refused(f"TLS to {uri.place}: {error}") from None
-    return policy
 
 
 def destination_at(
@@ -304,7 +313,7 @@ def destination_at(
 
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     @param address: what it is called; "" for its URI.
-    @raise Refused: its certificates cannot be used.
+    @raise Refused: what TLS needs is not installed.
     """
     from ..client import Destination  # noqa: PLC0415
 
