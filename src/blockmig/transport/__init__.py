@@ -4,6 +4,7 @@ Owns the zero-copy paths of one connection (`RegionProducer` for sending, `Paylo
 receiving), rate limits, and endpoints. Of NBD it knows only the URIs, not the messages.
 """
 
+from .awaits_user import AwaitsUser
 from .endpoints import (
     BadEndpoint,
     CannotListen,
@@ -17,7 +18,7 @@ from .endpoints import (
 )
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
-from .plain import has_hung_up, is_plain_socket, is_readable, unacknowledged
+from .plain import has_hung_up, is_plain_socket, is_readable, peer_user, unacknowledged
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
@@ -25,6 +26,7 @@ from .regions import FileRegion
 __all__ = [
     "LONGEST_MOVE",
     "PIECE",
+    "AwaitsUser",
     "BadEndpoint",
     "CannotListen",
     "FileRegion",
@@ -43,6 +45,7 @@ __all__ = [
     "is_readable",
     "listen",
     "listening_uris",
+    "peer_user",
     "server_endpoint",
     "stop_listening",
     "tune",
