@@ -122,6 +122,7 @@ class ClientConnection(Protocol):
         self._pacer = pacer
         self._timeout: IDelayedCall | None = None
         self._is_usable = True
+        self._has_heard = False
 
     # IProtocol.
 
@@ -155,6 +156,7 @@ class ClientConnection(Protocol):
     def dataReceived(self, data: bytes) -> None:
         if not self._is_usable:
             return
+        self._has_heard = True
         try:
             if self._handshake is not None:
                 data = self._continue_handshake(self._handshake, data)
@@ -193,6 +195,11 @@ class ClientConnection(Protocol):
         self._is_usable = False
         if self._handshake is not None:
             why = "the connection was closed during the handshake"
+            if not self._has_heard:
+                why += (
+                    ", before a greeting: perhaps this host is not on an allow-list there, or "
+                    "there are as many clients as there may be"
+                )
         self.handler.connection_lost(why, reason)
 
     # For its user.
