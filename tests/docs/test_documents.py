@@ -5,7 +5,8 @@ A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag 
 
 * ``on=source`` and ``on=destination``: on that host, a folder of its own in place of
   /var/lib/images, /run and /etc/pki; a 20 GiB disk is there on the source at the start of each
-  section. 192.0.2.7 becomes a loopback address that no other test has.
+  section. 192.0.2.7 becomes a loopback address that no other test has, and 192.0.2.4, its client,
+  127.0.0.1.
 * ``wait``: in the background; has to end with status 0 when the section's other blocks are done.
 * ``server``, ``tunnel``: in the background; has to live until then, and is stopped.
 * ``look``: changes nothing; a section of nothing else moves no disk.
@@ -185,6 +186,7 @@ class Hosts:
         text = block.text.replace("/var/lib/images", str(place / "images"))
         text = text.replace("/run/", f"{place}/run/").replace("192.0.2.7", self.address)
         text = text.replace("/etc/pki/", f"{place}/pki/")
+        text = text.replace("192.0.2.4", "127.0.0.1")  # from there the kernel connects to it
         return subprocess.Popen(
             ["bash", "-euc", text],
             cwd=place / "home",

@@ -29,6 +29,7 @@ from ..storage import (
     open_disk,
 )
 from ..transport import server_endpoint
+from .admittance import Admittance
 from .listening import Listening, ListeningExport
 from .logs import warn_of_again
 from .receive import Options
@@ -87,7 +88,11 @@ class ReceiveOperation:
         self._check_records()
         endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
-            self._runtime.reactor, endpoints, control, self._make_endpoint
+            self._runtime.reactor,
+            endpoints,
+            control,
+            self._make_endpoint,
+            admittance=Admittance.of(options),
         )
         disk = self._open()
         try:

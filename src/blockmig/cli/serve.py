@@ -35,12 +35,13 @@ class Options(usage.Options):
             "for `blockmig mirror`.",
         ),
         (
-            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --listen 10809",
-            "Serve a device read-only, at an address of this host, and to clients on it.",
+            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --allow 192.0.2.0/24",
+            "Serve a device read-only, at an address of this host, to clients in that network.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
+        common.INSECURE,
         common.OLDSTYLE,
         Flag("read-only", "Serve the disk read-only.", "r"),
         Flag(
@@ -59,6 +60,8 @@ class Options(usage.Options):
         common.LISTEN._replace(
             help=f"{common.LISTEN.help} May be given several times.", repeated=True
         ),
+        common.ALLOW,
+        common.ALLOW_UID,
         common.EXPORT,
         *tls.LISTENER_PARAMETERS,
         Parameter(

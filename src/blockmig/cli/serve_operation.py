@@ -19,6 +19,7 @@ from ..server import Relay, Server
 from ..storage import BlockDisk, DepartedDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
+from .admittance import Admittance
 from .listening import Listening, ListeningExport, import_control
 from .mirror_manager import MirrorManager
 from .serve import Options
@@ -63,7 +64,11 @@ class ServeOperation:
         options = self._options
         self._tls = listener_tls(options, for_each=False)
         self._listening = listening = Listening(
-            self._runtime.reactor, options["listen"], options["control"], self._make_endpoint
+            self._runtime.reactor,
+            options["listen"],
+            options["control"],
+            self._make_endpoint,
+            admittance=Admittance.of(options),
         )
         path = options["file"]
         try:

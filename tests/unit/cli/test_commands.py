@@ -391,7 +391,7 @@ class ImportsTests(SynchronousTestCase):
             (["send", "send_operation", "progress", "screen"], "send", "/nowhere/disk", "nbd://h/"),
             (["check", "send", "check_operation"], "check", "/nowhere/disk", "nbd://[::1]:1/"),
             (
-                ["receive", "receive_operation", "listening", "systemd"],
+                ["receive", "receive_operation", "listening", "admittance", "systemd"],
                 "receive",
                 "-f",
                 "/nowhere/disk",
