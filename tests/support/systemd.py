@@ -64,6 +64,7 @@ rm -rf /opt/blockmig /var/lib/blockmig /var/lib/private/blockmig /etc/blockmig
 mkdir -p /etc/blockmig
 ln -s "$PREFIX" /opt/blockmig
 umount -l /.old
+mount --make-rshared /
 exec env -i container=blockmig-test SYSTEMD_UNIT_PATH=/run/units PATH="$PATH" \
     /lib/systemd/systemd --system --unit=test.target --log-target=console </dev/null
 """
