@@ -60,12 +60,12 @@ cd "$root"
 mkdir .old
 pivot_root . .old
 for directory in $READABLE; do chmod o+x "$directory" 2>/dev/null || true; done
-rm -rf /opt/blockmig /var/lib/blockmig /var/lib/private/blockmig /etc/blockmig
+rm -rf /etc/systemd/system/* /opt/blockmig /var/lib/blockmig /var/lib/private/blockmig /etc/blockmig
 mkdir -p /etc/blockmig
 ln -s "$PREFIX" /opt/blockmig
 umount -l /.old
 mount --make-rshared /
-exec env -i container=blockmig-test SYSTEMD_UNIT_PATH=/run/units PATH="$PATH" \
+exec env -i container=blockmig-test SYSTEMD_UNIT_PATH=/etc/systemd/system:/run/units PATH="$PATH" \
     /lib/systemd/systemd --system --unit=test.target --log-target=console </dev/null
 """
 
@@ -160,18 +160,19 @@ class Host:
 
 
 @contextlib.contextmanager
-def host(directory: Path, *devices: Path) -> Iterator[Host]:
+def host(directory: Path, *devices: Path, units: bool = True) -> Iterator[Host]:
     """A host that runs until the end of the block.
 
     @param directory: for its files; not in the way of anybody else's.
     @param devices: those of this machine that it has.
+    @param units: ours are there.
     """
     assert os.geteuid() == 0, "a host of its own can be made by root only"
     place = directory / "host"
     place.mkdir()
     units = directory / "host.units"
     units.mkdir()
-    for path in DEPLOY.glob("*@.*"):
+    for path in DEPLOY.glob("*@.*") if units else ():
         shutil.copy(path, units)
     for name in _EMPTY:
         (units / f"{name}.target").write_text("[Unit]\nDefaultDependencies=no\n")
