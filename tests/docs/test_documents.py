@@ -50,7 +50,7 @@ import pytest
 
 from tests.support.disks import random_image
 from tests.support.namespaces import OUTSIDE
-from tests.support.systemd import host
+from tests.support.systemd import systemd_host
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
@@ -326,7 +326,7 @@ def test_the_installation_instructions_work(block: Block, tmp_path: Path) -> Non
 def test_the_commands_for_systemd_work(tmp_path: Path) -> None:
     blocks = [block for block in SHELL if "on=systemd" in block.tags]
     assert len(blocks) == 5
-    with host(tmp_path, units=False) as there:
+    with systemd_host(tmp_path, units=False) as there:
         random_image(there.path("/root/web.img"), 1 << 20)
         for block in blocks:
             if "sent" in block.tags:

@@ -1,4 +1,4 @@
-"""The units for systemd in `deploy`: commands do their work under them, by a systemd that is real."""
+"""The units in `deploy`: the commands do their work under them, by a systemd that is real."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.support.disks import MIB, digest, loop_device, random_image
 from tests.support.processes import until
-from tests.support.systemd import DEPLOY, Host, host
+from tests.support.systemd import DEPLOY, Host, systemd_host
 
 BLOCKMIG = "/opt/blockmig/bin/blockmig"
 RECEIVE, SERVE = "blockmig-receive@web.service", "blockmig-serve@web.service"
@@ -27,7 +26,7 @@ LIMIT = 16
 
 @pytest.fixture
 def there(room: Path) -> Iterator[Host]:
-    with host(room) as made:
+    with systemd_host(room) as made:
         yield made
 
 
@@ -189,33 +188,34 @@ def test_a_service_has_one_device_and_root_finds_its_records(room: Path) -> None
     for name in ("one", "two"):
         with (room / name).open("wb") as file:
             file.truncate(4 * MIB)
-    with loop_device(room / "one") as one, loop_device(room / "two") as two:
-        with host(room, one, two) as there:
-            group = there.checked("stat", "-c", "%G", "/dev/null").strip()
-            assert group == "root"
-            for device in (one, two):
-                there.checked("chgrp", "disk", device)
-                there.checked("chmod", "660", device)
-            example(there, RECEIVE, "device", ("/dev/vg0/web", str(one)))
-            tell(there, f"DISK={two}\n")
-            assert there.run("systemctl", "start", RECEIVE).returncode != 0
-            assert "Operation not permitted" in there.log(RECEIVE)
-            there.checked("systemctl", "reset-failed", RECEIVE)
-            tell(there, f"DISK={one}\n")
-            there.start(RECEIVE)
-            assert there.run(BLOCKMIG, "inspect", two).stdout.startswith("canonical")
-            random_image(there.path("/root/web.img"), 4 * MIB)
-            there.checked(BLOCKMIG, "send", "/root/web.img", URI)
-            there.wait_for(RECEIVE, "ActiveState", "inactive")
-            found = there.checked(BLOCKMIG, "inspect", one)
-            assert found.startswith("canonical")
-            assert "received from" in found
-            names = os.listdir(there.path(STATE))
-            assert [re.sub(".*[.]", "", name) for name in names] == ["RECEIVED"]
-            # Root sends it on, without having been told where its records are.
-            again = there.run(BLOCKMIG, "receive", "--listen", "127.0.0.1:10810", one)
-            assert again.returncode == 0
-            assert "nothing to do" in again.stdout + again.stderr
+    with (
+        loop_device(room / "one") as one,
+        loop_device(room / "two") as two,
+        systemd_host(room, one, two) as there,
+    ):
+        for device in (one, two):
+            there.checked("chgrp", "disk", device)
+            there.checked("chmod", "660", device)
+        example(there, RECEIVE, "device", ("/dev/vg0/web", str(one)))
+        tell(there, f"DISK={two}\n")
+        assert there.run("systemctl", "start", RECEIVE).returncode != 0
+        assert "Operation not permitted" in there.log(RECEIVE)
+        there.checked("systemctl", "reset-failed", RECEIVE)
+        tell(there, f"DISK={one}\n")
+        there.start(RECEIVE)
+        assert there.run(BLOCKMIG, "inspect", two).stdout.startswith("canonical")
+        random_image(there.path("/root/web.img"), 4 * MIB)
+        there.checked(BLOCKMIG, "send", "/root/web.img", URI)
+        there.wait_for(RECEIVE, "ActiveState", "inactive")
+        found = there.checked(BLOCKMIG, "inspect", one)
+        assert found.startswith("canonical")
+        assert "received from" in found
+        names = os.listdir(there.path(STATE))
+        assert [re.sub(".*[.]", "", name) for name in names] == ["RECEIVED"]
+        # Root sends it on, without having been told where its records are.
+        again = there.run(BLOCKMIG, "receive", "--listen", "127.0.0.1:10810", one)
+        assert again.returncode == 0
+        assert "nothing to do" in again.stdout + again.stderr
 
 
 TLS_PROBE = """

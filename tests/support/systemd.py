@@ -160,7 +160,7 @@ class Host:
 
 
 @contextlib.contextmanager
-def host(directory: Path, *devices: Path, units: bool = True) -> Iterator[Host]:
+def systemd_host(directory: Path, *devices: Path, units: bool = True) -> Iterator[Host]:
     """A host that runs until the end of the block.
 
     @param directory: for its files; not in the way of anybody else's.
