@@ -337,6 +337,16 @@ def read_all(records: Records) -> tuple[dict[Kind, Record], dict[Kind, BadRecord
     return good, bad
 
 
+def check_trusted(records: Records) -> None:
+    """Check that nothing has the name of a record that is not believed.
+
+    @raise UntrustedRecord: something has.
+    """
+    for error in read_all(records)[1].values():
+        if isinstance(error, UntrustedRecord):
+            raise error
+
+
 class Records:
     """The records of one disk.
 
