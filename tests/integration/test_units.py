@@ -218,6 +218,47 @@ def test_a_service_has_one_device_and_root_finds_its_records(room: Path) -> None
         assert "nothing to do" in again.stdout + again.stderr
 
 
+def test_in_a_directory_that_root_used_once_its_owner_has_no_say(room: Path) -> None:
+    with (room / "one").open("wb") as file:
+        file.truncate(MIB)
+    with loop_device(room / "one") as one, systemd_host(room, one) as there:
+        random_image(there.path("/root/web.img"), MIB)
+        receive = [BLOCKMIG, "receive", one, "--state-dir", "/srv/it", "--listen", "10809"]
+        there.unit(
+            "once.service", f"[Service]\nType=notify\nExecStart={' '.join(map(str, receive))}"
+        )
+        there.start("once.service")
+        there.checked(BLOCKMIG, "send", "/root/web.img", URI)
+        there.wait_for("once.service", "ActiveState", "inactive")
+        assert "received from" in there.checked(BLOCKMIG, "inspect", one)
+        (record,) = there.path("/srv/it").iterdir()
+        forged = record.with_name(record.name.replace("RECEIVED", "MIGRATED"))
+        forged.write_text(record.read_text().replace("RECEIVED", "MIGRATED"))
+        record.unlink()
+        assert there.run(BLOCKMIG, "inspect", one).stdout.startswith("not canonical")
+        for path in (forged, forged.parent):
+            os.chown(path, 54321, 54321)
+        found = there.run(BLOCKMIG, "inspect", one)
+        assert found.returncode == 5
+        assert "belongs to the user 54321" in found.stdout
+        chosen = there.run(BLOCKMIG, "inspect", one, "--state-dir", "/srv/it")
+        assert chosen.stdout.startswith("not canonical")
+
+
+def test_a_server_can_wait_for_the_disk_while_it_is_received(there: Host) -> None:
+    tell(there, "SERVE_OPTIONS=--standby --id web-7\nRECEIVE_OPTIONS=--id web-7\n")
+    there.drop_in(SERVE, "standby", "[Service]\nTimeoutStartSec=infinity\n")
+    image = random_image(there.path("/root/web.img"), MIB)
+    there.checked("systemctl", "start", "--no-block", SERVE)
+    there.start(RECEIVE)
+    there.wait_for(
+        SERVE, "StatusText", f"waiting until the migration web-7 into {DISK} is complete"
+    )
+    there.checked(BLOCKMIG, "send", "--id", "web-7", "/root/web.img", URI)
+    there.wait_for(SERVE, "ActiveState", "active")
+    assert served(there) == digest(image)
+
+
 TLS_PROBE = """
     import os
     from OpenSSL import SSL
