@@ -11,6 +11,8 @@ A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag 
 * ``server``, ``tunnel``: in the background; has to live until then, and is stopped.
 * ``look``: changes nothing; a section of nothing else moves no disk.
 * ``install``: from a copy of this repository.
+* ``on=systemd``: one block after the other on a host of its own with a systemd, as root; before one
+  that is also tagged ``sent``, a disk is sent there.
 
 After each section with a disk in it, the destination's disk is compared with the source's, and the
 source is gone if and only if ``--unlink`` was given. Blocks tagged ``json events=…`` have to show
@@ -47,7 +49,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.support.disks import random_image
 from tests.support.namespaces import OUTSIDE
+from tests.support.systemd import systemd_host
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
@@ -137,7 +141,11 @@ def read_blocks(document: Path) -> Iterator[Block]:
 
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-SECTIONS = list(dict.fromkeys((b.document, b.section) for b in SHELL if "install" not in b.tags))
+SECTIONS = list(
+    dict.fromkeys(
+        (b.document, b.section) for b in SHELL if not {"install", "on=systemd"} & set(b.tags)
+    )
+)
 
 
 def write_disk(path: Path) -> None:
@@ -323,6 +331,23 @@ def test_the_installation_instructions_work(block: Block, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"blockmig \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_the_commands_for_systemd_work(tmp_path: Path) -> None:
+    blocks = [block for block in SHELL if "on=systemd" in block.tags]
+    assert len(blocks) == 5
+    with systemd_host(tmp_path, units=False) as there:
+        random_image(there.path("/root/web.img"), 1 << 20)
+        for block in blocks:
+            if "sent" in block.tags:
+                send = "/opt/blockmig/bin/blockmig send --id web-7 /root/web.img nbd://127.0.0.1"
+                there.checked(*send.split())
+                there.wait_for("blockmig-receive@web.service", "ActiveState", "inactive")
+            text = block.text.replace("192.0.2.7", "127.0.0.1")
+            text = f"cd {ROOT}; PATH=/opt/blockmig/bin:$PATH; {text}"
+            there.checked("bash", "-euc", text)
+        found = there.show("blockmig-receive@web.service", "Environment")
+        assert "/run/credentials/blockmig-receive@web.service/secret" in found
 
 
 def program(kind: str, folder: Path) -> list[str]:
@@ -734,7 +759,7 @@ def test_every_command_of_the_documents_is_tagged() -> None:
     commands = re.compile(r"^\$? ?(blockmig|twistd?|nbdcopy|nbdkit|qemu-\w+|ssh|make|perf) ", re.M)
     for block in BLOCKS:
         if block.language == "sh":
-            assert set(block.tags) & {"install", "on=source", "on=destination"}, block
+            assert set(block.tags) & {"install", "on=source", "on=destination", "on=systemd"}, block
         else:
             assert block.language in ("json", "python", "text", "mermaid"), block
             assert not commands.search(block.text), block
