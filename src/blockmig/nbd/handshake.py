@@ -79,6 +79,9 @@ _INFO_BLOCK_SIZE = struct.Struct("!HIII")
 _KNOWN_FLAGS: Final = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _ZEROES: Final = 124
 
+GREETING: Final = _GREETING.pack(NBD_MAGIC, OPTION_MAGIC, _KNOWN_FLAGS)
+"""With this every newstyle server begins, whoever the client is."""
+
 _NOT_NBD: Final = "what answers there does not speak NBD: is the port right?"
 _LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
 _LONGEST_META_OPTION: Final = 65536

@@ -29,8 +29,8 @@ Rules (design, section 2: R10):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
 
 from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
@@ -51,10 +51,18 @@ KEPT_FREE: Final = 64
 _MOST_LINES: Final = 100
 
 
+class Connections(Protocol):
+    """Some connections, the oldest first."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[ServerConnection]: ...
+
+
 class Admission:
     """Makes room for new connections.
 
-    @param connections: returns those that there are, the oldest first.
+    @param connections: returns those that there are.
     @param is_proved: whether one is proved.
     @param most: how many there may be, proved or not; 0 for no limit.
     @param full: says, for the client and the log, that there are so many.
@@ -63,7 +71,7 @@ class Admission:
     def __init__(
         self,
         runtime: Runtime,
-        connections: Callable[[], Iterable[ServerConnection]],
+        connections: Callable[[], Connections],
         is_proved: Callable[[ServerConnection], bool],
         most: int = 0,
         full: str = "{most} clients are connected already",
@@ -72,6 +80,7 @@ class Admission:
         self._connections = connections
         self._is_proved = is_proved
         self._most = most
+        self._fewest = min(MOST_UNPROVED, most or MOST_UNPROVED)
         self._full = full.format(most=most)
         self._closed = LimitedLog(runtime.reactor.seconds, _MOST_LINES)
         self._refused = LimitedLog(runtime.reactor.seconds, 1)
@@ -82,9 +91,11 @@ class Admission:
         @param address: whose it is.
         @return: why it is refused instead, which is logged; "" if it is not.
         """
+        free, kept = self._descriptors()
+        if free >= kept and len(self._connections()) < self._fewest:
+            return ""
         peer = describe_address(address)
         staying, unproved = self._look()
-        free, kept = self._descriptors()
         if not unproved:
             return self._refuse(peer, self._why_full(staying, free < kept))
         self._close_one(peer, staying, unproved, free < kept)

@@ -106,6 +106,8 @@ class ServerFactory:
 class _RelayedConnection(OwnedConnection):
     """The connection of a client that another server greets."""
 
+    greets = False
+
     def begin(self, handshake: HandshakePhase) -> None:
         """Forward the client from its first byte."""
         self.session_began()

@@ -1,10 +1,10 @@
 """The phase in which client and server negotiate an export.
 
-Owns the dialogue, and the time that a client has for it. Rules:
+Owns the dialogue. Rules:
 
 * the server speaks first;
 * a client that does not take our answers is not read from, or they could fill the memory;
-* a client that has not finished within the handshake timeout is aborted, whatever it sends.
+* the time that a client has for its handshake is limited by the connection, whatever it sends.
 """
 
 from __future__ import annotations
@@ -103,16 +103,11 @@ class HandshakePhase(Phase):
             context.outgoing.send([oldstyle_hello(export)])
             self._begin_session(settings.oldstyle, Negotiated(export), b"")
         else:
-            context.timeout.limit(settings.handshake_timeout, self._timed_out)
             context.outgoing.send([self._handshake.data_to_send()])
 
-    def _timed_out(self, seconds: float) -> None:
-        _log.info(
-            "{peer}: no handshake within {timeout} s; connection closed",
-            peer=self._context.peer,
-            timeout=seconds,
-        )
-        self._context.lifetime.abort()
+    def go_on(self) -> None:
+        """The client was greeted already, by L{GREETING}."""
+        self._handshake.data_to_send()
 
     def dataReceived(self, data: bytes) -> None:
         if CLOSING in self._context.holds.reasons:

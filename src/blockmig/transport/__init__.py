@@ -7,6 +7,7 @@ receiving), rate limits, and endpoints. Of NBD it knows only the URIs, not the m
 from .endpoints import (
     BadEndpoint,
     CannotListen,
+    accept_few,
     client_endpoint,
     describe_address,
     listen,
@@ -36,6 +37,7 @@ __all__ = [
     "ReadAhead",
     "RegionProducer",
     "YieldingLimiter",
+    "accept_few",
     "client_endpoint",
     "describe_address",
     "has_hung_up",
