@@ -10,6 +10,7 @@ Rules kept by the server:
 
 * an option's data is consumed whatever the answer is; data longer than any valid option is
   discarded in bounded memory and answered with ERR_TOO_BIG;
+* the number of options is bounded, and that of the queries for metadata contexts in one option;
 * an unknown option is answered with ERR_UNSUP, and the dialogue continues;
 * EXPORT_NAME cannot be answered with an error: an unknown name ends the connection;
 * an unknown client flag ends the connection;
@@ -27,7 +28,7 @@ Rules kept by the client:
   Where the policy of a server that has listed what was looked for refuses that export, GO is sent
   for another one if the caller has named one; if the server does not know that, it has only refused
   the first;
-* a reply must be to the option that was sent, and its size is bounded;
+* a reply must be to the option that was sent, and its size is bounded, as is the number of replies;
 * block sizes that contradict the protocol are the server's error; nothing is guessed.
 """
 
@@ -90,6 +91,15 @@ _LONGEST_REPLY: Final = 65536
 _LONGEST_TEXT: Final = 400
 _MOST_REPLIES: Final = 64
 
+MOST_OPTIONS: Final = 256
+"""In one handshake: clients need fewer than ten."""
+
+MOST_QUERIES: Final = 256
+"""For metadata contexts, in one option. There is one context."""
+
+MOST_NAMES: Final = 1 << 17
+"""That a server may list."""
+
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
@@ -151,7 +161,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         (flags,) = struct.unpack("!I", (yield 4))
         if flags & ~_KNOWN_FLAGS:
             raise RemoteProtocolError(f"unknown client flags {flags:#x}")
-        while True:
+        for _ in range(MOST_OPTIONS):
             magic, option, length = _OPTION.unpack((yield _OPTION.size))
             if magic != OPTION_MAGIC:
                 raise RemoteProtocolError(f"bad option magic {magic:#x}")
@@ -177,6 +187,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
                     return self._negotiated(export)
             else:
                 self._other_option(option, data)
+        raise RemoteProtocolError(f"{MOST_OPTIONS} options, and no end of its handshake")
 
     def _other_option(self, option: int, data: bytes) -> None:
         """An option that can neither end the handshake nor choose an export."""
@@ -238,6 +249,9 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
             self._answer(option, OptionReply.ERR_INVALID, message)
             return
         name, queries = parsed
+        if len(queries) > MOST_QUERIES:
+            self._answer(option, OptionReply.ERR_TOO_BIG, b"too many metadata contexts")
+            return
         export = self._find(name)
         if export is None:
             self._answer(option, OptionReply.ERR_UNKNOWN, b"no export of that name")
@@ -403,7 +417,7 @@ class ClientHandshake(Conversation[Negotiated]):
         """Which of the names looked for the server lists."""
         self._option(Option.LIST, b"")
         listed: set[str] = set()
-        while True:  # as long as there are names; the caller has a timeout
+        for _ in range(MOST_NAMES + 1):
             reply, data = yield from self._reply(Option.LIST)
             if reply == OptionReply.ACK:
                 return frozenset(listed)
@@ -416,6 +430,7 @@ class ClientHandshake(Conversation[Negotiated]):
                 raise RemoteProtocolError(f"a listed name of {length} bytes does not fit its reply")
             if (name := data[4 : 4 + length]) in self._look_for:
                 listed.add(self._look_for[name])
+        raise RemoteProtocolError(f"it lists more than {MOST_NAMES} exports")
 
     def _structured_reply(self) -> Steps[bool]:
         """Request structured replies; return whether the server grants them."""

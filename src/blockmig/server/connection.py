@@ -44,6 +44,7 @@ from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
 from .holds import HELD, Hold, Holds
 from .lifetime import LifetimeInputs, make_lifetime
+from .origin import origin_of
 from .phase import Phase, PhaseContext
 from .session import Session
 from .timeout import ConnectionTimeout
@@ -62,13 +63,15 @@ class ServerConnection(Protocol):
     """The protocol of one connection.
 
     @ivar settings: what it has in common with others.
-    @ivar peer: its address, for messages.
+    @ivar origin: where it comes from (L{origin}).
     @ivar handler: the export's handler, once negotiated.
     @ivar negotiated: what the peer was told.
     @ivar traffic: counts its requests.
     @ivar connected_at: when the connection was made, by the reactor's clock.
     @ivar advanced_at: when it last got further: was made, took one of the first steps of its
         handshake, or ended that. Nothing that can be repeated for ever counts.
+    @ivar said_nothing: the client has not said anything yet; asked of every connection whenever
+        another one comes, so it is an attribute.
     @ivar gave_way: it was closed for another one.
     """
 
@@ -79,6 +82,7 @@ class ServerConnection(Protocol):
 
     def __init__(self, settings: ConnectionSettings, address: IAddress) -> None:
         self._address = address
+        self.origin = origin_of(address)
         self.handler: IExportHandler | None = None
         self.negotiated: Negotiated | None = None
         self.traffic = TrafficCounters()
@@ -86,6 +90,7 @@ class ServerConnection(Protocol):
         self.advanced_at: float = self.connected_at
         self.settings = settings
         self.gave_way = False
+        self.said_nothing = True
         self._steps = 0
         self._timeout: ConnectionTimeout | None = None
         self._made: PhaseContext | None = None
@@ -153,6 +158,7 @@ class ServerConnection(Protocol):
         """Make everything that a client needs who does something, and begin the handshake."""
         transport, runtime, timeout = self.transport, self.settings.runtime, self._timeout
         assert timeout is not None
+        self.said_nothing = False
         if not self._ended_early:
             tune(transport)
         outgoing = RegionProducer(

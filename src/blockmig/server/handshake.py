@@ -114,8 +114,13 @@ class HandshakePhase(Phase):
             return
         self._context.timeout.reset()  # the limit stays; but whoever talks is not silent
         self._advanced()
+        self._go_on(data)
+
+    def _go_on(self, data: bytes) -> None:
         try:
             self._answer(data)
+            while self._handshake.stalled and BACKLOG not in self._context.holds.reasons:
+                self._answer(b"")
         except RemoteProtocolError as error:
             self._protocol_error(error)
 
@@ -140,3 +145,5 @@ class HandshakePhase(Phase):
         """The client has taken our answers: read on."""
         if BACKLOG in self._context.holds.reasons:
             self._context.holds.release(BACKLOG)
+            if self._handshake.stalled and CLOSING not in self._context.holds.reasons:
+                self._go_on(b"")

@@ -255,6 +255,19 @@ class NewcomerTests(Case):
         self.assertEqual(0, peer.connection.traffic.other)
         self.assertEqual(1, peer.connection.traffic.reads)
 
+    def test_one_that_asks_for_lists_and_takes_none_fills_no_memory(self):
+        self.make(export="x" * 4000)
+        peer = self.come()
+        peer.transport.room = 0
+        peer.give(struct.pack("!I", 3) + option(3) * 200 + option(2))
+        peer.run()
+        self.assertLess(peer.connection._context.outgoing.pending_bytes, 80_000)
+        peer.give(option(3))  # it is not read either
+        self.assertFalse(peer.transport.reading)
+        peer.transport.room = None
+        peer.run()
+        self.assertEqual(200 * (2 * (20 + 4 + 4000) + 7 + 20) + 18 + 20, len(peer.transport.out))
+
     def test_what_it_says_first_does_not_extend_its_time(self):
         self.make(handshake_timeout=30)
         peer = self.come()
