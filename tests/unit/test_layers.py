@@ -21,7 +21,7 @@ ARROWS = {
     "units": "",
     "claims": "errors",
     "lives": "errors",
-    "nbd": "",
+    "nbd": "units",
     "runtime": "syscalls",
     "storage": "interfaces syscalls",
     "transport": "interfaces syscalls nbd",

@@ -26,6 +26,9 @@ from .server import Routes
 
 _log = Logger()
 
+_LONGEST_PATH: Final = 100
+"""Of which one is shown to who has asked for it."""
+
 MAXIMUM_BODY: Final = 64 << 10
 """Bytes."""
 
@@ -89,7 +92,7 @@ class _Request(Request):
         if handler is None:
             allowed = sorted(known for known, where in factory.routes if where == path)
             if not allowed:
-                raise ControlRefused(f"there is no {path!r}", 404)
+                raise ControlRefused(f"there is no {path[:_LONGEST_PATH]!r}", 404)
             self.responseHeaders.setRawHeaders(b"allow", [", ".join(allowed).encode()])
             raise ControlRefused(f"{path} takes {' or '.join(allowed)} only", 405)
         text = self.content.read()

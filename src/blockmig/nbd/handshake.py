@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from ..units import printable
 from ._conversation import Conversation, Steps
 from .constants import (
     MAXIMUM_NAME,
@@ -514,8 +515,7 @@ class ClientHandshake(Conversation[Negotiated]):
 
 def _one_line(text: bytes) -> str:
     """A peer's text, made printable and short for a log line."""
-    decoded = text[:_LONGEST_TEXT].decode(errors="replace")
-    return "".join(letter if letter.isprintable() else " " for letter in decoded)
+    return printable(text[:_LONGEST_TEXT].decode(errors="replace"))
 
 
 def _checked_sizes(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:
