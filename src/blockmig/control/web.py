@@ -1,6 +1,7 @@
 """The HTTP/1.1 with JSON of the control socket.
 
-The rules: the body of a request is JSON of at most 64 KiB; an answer is JSON, that of an error
+The rules: a request has its time to come in whole, however it dribbles; its headers have at most
+16 KiB (Twisted's limit), its body is JSON of at most 64 KiB; an answer is JSON, that of an error
 C{{"error": "one line"}}. The memory that a client can occupy is bounded, and so is the number of
 clients. No access log. Source: RFC 9110 (the statuses), RFC 8259.
 
@@ -15,9 +16,10 @@ from io import BytesIO
 from typing import Any, Final
 
 from twisted.internet.defer import maybeDeferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
-from twisted.protocols.policies import WrappingFactory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPFactory, Request
 
@@ -82,7 +84,14 @@ class _Request(Request):
     def process(self) -> None:
         if self._refused:
             return
+        self._connection.request_came()
         maybeDeferred(self._call).addCallbacks(self._answer, self._fail).addErrback(self._bug)
+
+    @property
+    def _connection(self) -> _Connection:
+        channel: Any = self.channel
+        connection: _Connection = channel.transport
+        return connection
 
     def _call(self) -> Any:
         factory: _HTTPFactory = self.channel.factory
@@ -125,6 +134,7 @@ class _Request(Request):
         # The client may have gone meanwhile; its request was carried out nevertheless.
         if self.channel is None:
             return
+        self._connection.request_expected()
         self.setResponseCode(status)
         self.responseHeaders.setRawHeaders(b"content-type", [b"application/json"])
         self.responseHeaders.setRawHeaders(b"content-length", [b"%d" % len(body)])
@@ -150,21 +160,60 @@ class _HTTPFactory(HTTPFactory):
         """Override Twisted's, which starts an access log and a timer that fires every second."""
 
 
+class _Connection(ProtocolWrapper):
+    """A connection, with the time that its next request has to come in whole.
+
+    Twisted's own timeout begins anew with every byte.
+    """
+
+    factory: ControlFactory
+    _timer: IDelayedCall | None = None
+
+    def makeConnection(self, transport: Any) -> None:
+        self.request_expected()
+        make: Any = super().makeConnection
+        make(transport)
+
+    def request_expected(self) -> None:
+        """A request, or the next one, may come."""
+        self.request_came()
+        self._timer = self.factory.reactor.callLater(self.factory.idle_timeout, self._expired)
+
+    def request_came(self) -> None:
+        """It is there; the answer may take long."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expired(self) -> None:
+        self._timer = None
+        close: Any = self.loseConnection
+        close()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.request_came()
+        lost: Any = super().connectionLost
+        lost(reason)
+
+
 class ControlFactory(WrappingFactory):
     """Makes the connections of one control socket, and limits their number.
 
     @param reactor: an C{IReactorTime}.
     @param connections: the most at a time.
     @param idle_timeout: seconds of silence after which a connection is closed, unless an answer is
-        pending.
+        pending; and in which a request has to come in whole.
     """
 
     noisy = False
+    protocol = _Connection
 
     def __init__(self, routes: Routes, reactor: Any, connections: int, idle_timeout: float) -> None:
         start: Any = super().__init__
         start(_HTTPFactory(routes, reactor, idle_timeout))
         self._max_connections = connections
+        self.reactor = reactor
+        self.idle_timeout = idle_timeout
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """A protocol; None, which closes the connection, if there are too many."""
