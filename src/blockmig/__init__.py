@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .runtime import Runtime, go_by_monotonic_clock
     from .server import AllowList, Exports, Relay, Server
     from .storage import BlockDisk, FileDisk, open_disk
+    from .transport import ClientTLS, ServerTLS, TLSFailure
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ _MODULES: Final = {
     "CheckItem": "migration.check.report",
     "CheckReport": "migration.check.report",
     "CheckResult": "migration.check.report",
+    "ClientTLS": "transport",
     "Converge": "migration.mirror.pre_copy",
     "Destination": "client",
     "ExitStatus": "errors",
@@ -72,7 +74,9 @@ _MODULES: Final = {
     "Runtime": "runtime",
     "Sender": "migration.source.sender",
     "Server": "server",
+    "ServerTLS": "transport",
     "Summary": "errors",
+    "TLSFailure": "transport",
     "Unconfirmed": "errors",
     "check_migration": "migration.check.check",
     "examine": "migration.records.verdict",
@@ -89,6 +93,7 @@ __all__ = [
     "CheckItem",
     "CheckReport",
     "CheckResult",
+    "ClientTLS",
     "Converge",
     "Destination",
     "ExitStatus",
@@ -109,7 +114,9 @@ __all__ = [
     "Runtime",
     "Sender",
     "Server",
+    "ServerTLS",
     "Summary",
+    "TLSFailure",
     "Unconfirmed",
     "check_migration",
     "examine",

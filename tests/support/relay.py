@@ -44,6 +44,12 @@ class Relay:
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
+    def cut(self) -> None:
+        """Cut every connection that there is."""
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Cut everything that is left."""
         with contextlib.suppress(OSError):

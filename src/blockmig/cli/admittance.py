@@ -111,23 +111,34 @@ class Admittance:
 
     @param allow: the list.
     @param tls_required: no connection is served without TLS.
+    @param verified: clients have to show a certificate.
     @param insecure: other machines may connect, whoever they are.
     @ivar allow: as given.
     """
 
     def __init__(
-        self, allow: AllowList | None = None, *, tls_required: bool = False, insecure: bool = False
+        self,
+        allow: AllowList | None = None,
+        *,
+        tls_required: bool = False,
+        verified: bool = False,
+        insecure: bool = False,
     ) -> None:
         self.allow = allow or AllowList()
         self._tls_required = tls_required
+        self._verified = verified
         self._insecure = insecure
         self._places: list[tuple[str, str]] = []
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], *, tls_required: bool = False) -> Admittance:
+    def of(cls, options: Mapping[str, Any]) -> Admittance:
         """As the options of a command say it."""
-        allow = AllowList(options["allow"] or None, options["allow-uid"] or None)
-        return cls(allow, tls_required=tls_required, insecure=bool(options["insecure"]))
+        return cls(
+            AllowList(options["allow"] or None, options["allow-uid"] or None),
+            tls_required=options["tls"] == "require",
+            verified=bool(options["tls-verify-peer"] or options["allow-name"]),
+            insecure=bool(options["insecure"]),
+        )
 
     def endpoint(self, text: str) -> str:
         """The endpoint that C{text} describes, so that users on the list can use its file."""
@@ -192,10 +203,13 @@ class Admittance:
                 danger=danger,
                 plain="" if self._tls_required else " (without TLS: so can whoever is on the way)",
             )
-        elif not self._tls_required:
+        elif not (self._tls_required and self._verified):
+            # With TLS the data is safe on its way, and anybody is still let in.
+            certificates = "certificates of clients (--tls-verify-peer) or an allow-list"
             _log.warn(
-                "{uri} can be reached from other machines, without TLS or an allow-list: "
-                "anybody there can {danger}",
+                "{uri} can be reached from other machines, without {without}: anybody there can "
+                "{danger}",
+                without=certificates if self._tls_required else "TLS or an allow-list",
                 event="exposed",
                 uri=uri,
                 danger=danger,

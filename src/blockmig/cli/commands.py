@@ -68,6 +68,7 @@ COMMANDS: Final = (
     Command("inspect", "inspect", "Show which copy of a disk is the canonical one."),
     Command("accept", "accept", "Declare a received disk the canonical copy."),
     Command("forget", "forget", "Remove the records of finished migrations of a disk."),
+    Command("certificates", "certificates", "Make certificates for TLS, and a CA for them."),
 )
 
 _DESCRIPTION: Final = (

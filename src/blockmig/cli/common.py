@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..nbd import NBDURI, parse_uri
@@ -356,6 +356,19 @@ def secret_of(options: Options) -> bytes:
     return secret
 
 
+def others_of(path: str, environment: Mapping[str, str]) -> int:
+    """The bits in the mode of a file by which others than its user may read or write it.
+
+    systemd gives its credentials (C{LoadCredential=}) to the user of a service by an access control
+    list, and then the bits of the group are the mask of that (acl(5)).
+    """
+    credentials = environment.get("CREDENTIALS_DIRECTORY")
+    is_credential = bool(credentials) and os.path.dirname(os.path.realpath(path)) == (
+        os.path.realpath(credentials or "")
+    )
+    return 0o007 if is_credential else 0o077
+
+
 def read_secret(path: str) -> bytes:
     """The secret in the file at C{path}, without the end of its line.
 
@@ -372,7 +385,7 @@ def read_secret(path: str) -> bytes:
         status = os.fstat(descriptor)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
             raise UsageError(f"--secret: {path}: is not a file")
-        if stat.S_IMODE(status.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) & others_of(path, os.environ):
             raise UsageError(f"--secret: {path}: others can read it: chmod 600 {path}")
         secret = file.read(_LONGEST_SECRET + 1)
     if len(secret) > _LONGEST_SECRET:

@@ -123,6 +123,12 @@ def _inspect(options: Options) -> int:
             for state in states
             if state.in_use and not note
         ]
+        lines += [
+            f"note: {why}"
+            for state in states
+            for why in state.bad.values()
+            if why not in verdict.why
+        ]
         lines = [line.replace("\n", "?") for line in lines]
         usage.show("\n".join(lines))
     return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED

@@ -34,6 +34,7 @@ from .systemd import (
     activated_endpoints,
     initial_environment,
 )
+from .tls import ListenerTLS, endpoint_of
 
 _log = Logger()
 
@@ -58,6 +59,7 @@ class ListeningExport:
     @ivar status: the status for the control socket, to which version, pid and ports are added.
     @ivar routes: further handlers for the control socket.
     @ivar size: bytes of the disk; 0 if the sender says that.
+    @ivar tls: how connections speak TLS.
     """
 
     factory: IProtocolFactory
@@ -67,6 +69,7 @@ class ListeningExport:
     status: Callable[[], dict[str, Any]]
     routes: Routes = field(default_factory=dict)
     size: int = 0
+    tls: ListenerTLS = field(default_factory=ListenerTLS)
 
 
 class Listening:
@@ -101,6 +104,7 @@ class Listening:
         self._opening: Deferred[Any] | None = None
         self._closing: Deferred[None] | None = None
         self._notifier = Notifier(environment)
+        self._tls = ListenerTLS()
         try:
             passed = activated_endpoints(reactor, environment, initial_environment())
             described = list(endpoints)
@@ -109,10 +113,10 @@ class Listening:
             if not passed and not described:
                 described = [DEFAULT_ENDPOINT]
             self._endpoints = [
-                (one, make_endpoint(reactor, admit.endpoint(one))) for one in described
+                (one, make_endpoint(reactor, admit.endpoint(endpoint_of(one)))) for one in described
             ]
             self._endpoints += [(_PASSED, one) for one in passed]
-            places = [(text, reach_of_text(text)) for text in described]
+            places = [(text, reach_of_text(endpoint_of(text))) for text in described]
             admit.check([*places, *((_PASSED, reach_of_endpoint(one)) for one in passed)])
         except BadActivation as error:
             raise Refused(str(error)) from None
@@ -152,6 +156,7 @@ class Listening:
     async def _open(
         self, target: ListeningExport, give_up_after: float | None, busy_for: float
     ) -> None:
+        self._tls = target.tls
         if self._control_path is not None:
             self._control = await open_control(
                 self._reactor,
@@ -168,7 +173,7 @@ class Listening:
             self._ports.append(port)
             reach = reach_of_address(port.getHost())
             self._admittance.check_one(text, reach)
-            uris, _ = listening_uris(port, target.export)
+            uris, _ = listening_uris(port, target.export, tls=target.tls.required)
             self.uris += uris
             for uri in uris:
                 _log.info(
@@ -185,6 +190,7 @@ class Listening:
             "version": __version__,
             "pid": os.getpid(),
             "listening": list(self.uris),
+            "tls": self._tls.described,
             **self._admittance.status(),
             **status,
         }

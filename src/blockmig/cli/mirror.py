@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import NBDURI, parse_uri
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
 from .values import one_of, parse_milliseconds
@@ -63,6 +63,7 @@ class Options(usage.Options):
     optParameters: ClassVar[tuple[Parameter, ...]] = (
         common.ID,
         common.SECRET,
+        *tls.SENDER_PARAMETERS,
         common.MAX_RATE,
         Parameter(
             "max-pause",
@@ -116,6 +117,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
+        self.uri = tls.secure(self.uri, self)
         common.check_again(self)
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
@@ -125,7 +127,8 @@ class Options(usage.Options):
         if self["relay-to"] is not None:
             if self["then"] != "relay":
                 raise usage.UsageError("--relay-to is only for --then relay")
-            self.relay_to = usage.parse_value(self["relay-to"], parse_uri, "--relay-to")
+            relay_to = usage.parse_value(self["relay-to"], parse_uri, "--relay-to")
+            self.relay_to = tls.with_certificates(relay_to, self["tls-certificates"])
 
 
 def run(options: Options) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import LONGEST_SUFFIX, MAXIMUM_NAME
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
 from .values import parse_bytes, parse_seconds
@@ -69,6 +69,7 @@ class Options(usage.Options):
             "First end the receiver of the same --id and disk that was started with --replace too, "
             "and is still there.",
         ),
+        tls.VERIFY_PEER,
         common.VERBOSE,
         common.QUIET,
     )
@@ -92,6 +93,7 @@ class Options(usage.Options):
         common.EXPORT,
         common.ID,
         common.SECRET,
+        *tls.LISTENER_PARAMETERS,
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "idle-timeout",
@@ -125,6 +127,7 @@ class Options(usage.Options):
         if self["replace"] and self["control"]:
             raise usage.UsageError("--replace has a control socket of its own: leave out --control")
         common.check_export(self["export"], MAXIMUM_NAME - LONGEST_SUFFIX)
+        tls.check_listener(self, [self["listen"]] if self["listen"] is not None else [])
 
 
 def run(options: Options) -> int:

@@ -33,6 +33,7 @@ from .admittance import Admittance
 from .listening import Listening, ListeningExport
 from .logs import warn_of_again
 from .receive import Options
+from .tls import ListenerTLS, listener_tls
 
 _log = Logger()
 
@@ -43,7 +44,7 @@ class ReceiveOperation:
     @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
     """
 
-    survives_hangup: Final = False
+    hung_up: Final = None
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class ReceiveOperation:
         self._receiver: Receiver | None = None
         self._stop_reason = ""
         self._routes: Routes = {}
+        self._tls = ListenerTLS()
 
     async def run(self) -> Summary:
         if not self._options["end-with-stdin"]:
@@ -75,6 +77,11 @@ class ReceiveOperation:
     async def _run(self) -> Summary:
         options = self._options
         warn_of_again(options)
+        try:
+            self._tls = listener_tls(options, for_each=True)
+        except Refused:
+            self._check_records()  # what was received already needs no certificates
+            raise
         control = options["control"]
         if options["replace"]:
             control = await self._replace()
@@ -175,6 +182,7 @@ class ReceiveOperation:
                 no_space_check=bool(options["no-space-check"]),
             ),
             identity=Identity(options["id"] or "", options.secret),
+            tls=self._tls.policy,
             runtime=self._runtime,
         )
 
@@ -209,6 +217,7 @@ class ReceiveOperation:
             receiver.status,
             self._routes,
             size=disk.size,
+            tls=self._tls,
         )
         try:
             await listening.open(target, options["give-up-after"] or None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..nbd import NBDURI
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Parameter
 
@@ -77,6 +77,7 @@ class Options(usage.Options):
     optParameters: ClassVar[tuple[Parameter, ...]] = (
         common.ID,
         common.SECRET,
+        *tls.SENDER_PARAMETERS,
         common.MAX_RATE,
         common.TIMEOUT,
         common.GIVE_UP_AFTER,
@@ -97,6 +98,7 @@ class Options(usage.Options):
                 "--json is for --dry-run: use --progress json, or --log-format json"
             )
         self.secret = common.secret_of(self)
+        self.uri = tls.secure(self.uri, self)
         common.check_again(self)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import MAXIMUM_NAME
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
 from .values import parse_count, parse_seconds
@@ -25,7 +25,8 @@ class Options(usage.Options):
         "the server exits too, or relays its clients to the new server (--then relay). Started "
         "again on a disk that went away like that, it relays again. With --standby it waits for a "
         "disk that is being received. Exit status 4 means that it was stopped, or gave up, before "
-        "it could listen. SIGHUP (the end of the terminal or ssh session) does not stop it."
+        "it could listen. SIGHUP (the end of the terminal or ssh session) does not stop it: the "
+        "certificates for TLS are read again."
     )
     examples = (
         (
@@ -50,6 +51,7 @@ class Options(usage.Options):
             "are relayed do not wait for a process to start.",
         ),
         common.IN_USE_ANYWAY,
+        tls.VERIFY_PEER,
         common.VERBOSE,
         common.QUIET,
     )
@@ -61,6 +63,7 @@ class Options(usage.Options):
         common.ALLOW,
         common.ALLOW_UID,
         common.EXPORT,
+        *tls.LISTENER_PARAMETERS,
         Parameter(
             "max-connections",
             "Accept at most COUNT clients at a time; 0 means no limit. One that has asked for "
@@ -105,6 +108,7 @@ class Options(usage.Options):
             if self[name] and not self["standby"]:
                 raise usage.UsageError(f"--{name} is only for --standby")
         common.check_export(self["export"], MAXIMUM_NAME)
+        tls.check_listener(self, self["listen"])
 
 
 def run(options: Options) -> int:

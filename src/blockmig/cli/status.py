@@ -84,6 +84,8 @@ def as_text(status: dict[str, Any]) -> str:
     process = f"pid {_text(status, 'pid')}, up {format_duration(_number(status, 'uptime') or 0)}"
     lines = [disk, f"{process}, blockmig {_text(status, 'version')}"]
     lines += [f"listening on {printable(uri)}" for uri in _list(status, "listening")]
+    if status.get("tls") == "on":
+        lines.append("TLS: on, for clients that ask for it")
     lines += _allowed(status)
     totals = status.get("totals")
     if isinstance(totals, dict):
@@ -239,7 +241,8 @@ def _milliseconds(seconds: float) -> str:
 def _table(clients: list[dict[str, Any]]) -> list[str]:
     rows = [_HEADINGS] + [
         (
-            _text(client, "address"),
+            _text(client, "address")
+            + (f" ({_text(client, 'name')})" if client.get("name") else ""),
             format_duration(_number(client, "connected") or 0),
             _text(client, "reads"),
             _bytes(client, "bytes_read"),

@@ -12,6 +12,8 @@ Rules:
   waiting for us, or if it does not take what is still due to it when we close;
 * while the handler holds the clients, nothing more is read from one that has negotiated; a
   handshake may continue;
+* where TLS is started (`secured`), everything above the transport is made anew, so that nothing of
+  what was said, queued or held before is left; the time that a handshake may take goes on;
 * a connection may be forwarded to another server: what was not answered is handed over unchanged,
   and from then on only bytes are moved here;
 * nothing that a peer does raises an exception out of here.
@@ -28,14 +30,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import REQUEST_SIZE, Negotiated, Request
-from ..transport import PayloadReader, RegionProducer, describe_address, tune
+from ..nbd import REQUEST_SIZE, Negotiated, Request, StartTLS
+from ..transport import PayloadReader, RegionProducer, TLSFailure, describe_address, tune
 from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
 from .holds import HELD, Hold, Holds
 from .lifetime import make_lifetime
 from .phase import Phase, PhaseContext
+from .secured import Secured
 from .session import Session
 from .timeout import ConnectionTimeout
 from .traffic import TrafficCounters
@@ -76,6 +79,7 @@ class ServerConnection(Protocol):
         self.settings = settings
         self.gave_way = False
         self._steps = 0
+        self._secured: Secured | None = None
         self._timeout: ConnectionTimeout | None = None
         self._lifetime = make_lifetime(self)
 
@@ -83,11 +87,21 @@ class ServerConnection(Protocol):
 
     def connectionMade(self) -> None:
         """The server speaks first."""
-        transport, runtime = self.transport, self.settings.runtime
-        tune(transport)
+        tune(self.transport)
         self._timeout = timeout = ConnectionTimeout(
-            runtime.reactor, transport, lambda: outgoing.waiting, self._silent
+            self.settings.runtime.reactor,
+            self.transport,
+            lambda: self._context.outgoing.waiting,
+            self._silent,
         )
+        handshake = self._equip(timeout)
+        self.begin(handshake)
+
+    def _equip(
+        self, timeout: ConnectionTimeout, inside_tls: StartTLS | None = None
+    ) -> HandshakePhase:
+        """Make everything that uses the transport, and enter the handshake."""
+        transport, runtime = self.transport, self.settings.runtime
         outgoing = RegionProducer(
             transport,
             self._sending_failed,
@@ -96,20 +110,26 @@ class ServerConnection(Protocol):
             system=runtime.system,
         )
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
-        holds = Holds(incoming, self._released)
         self._context = context = PhaseContext(
             self.peer,
             outgoing,
             incoming,
-            holds,
+            Holds(incoming, self._released),
             timeout,
             self._lifetime,
             self.traffic,
             self.settings.refused,
         )
-        handshake = HandshakePhase(context, self.settings, self.begin_session, self._advanced)
+        handshake = HandshakePhase(
+            context,
+            self.settings,
+            self.begin_session,
+            self._advanced,
+            begin_tls=self._begin_tls,
+            inside_tls=inside_tls,
+        )
         self._enter(handshake)
-        self.begin(handshake)
+        return handshake
 
     def begin(self, handshake: HandshakePhase) -> None:
         handshake.begin()
@@ -118,11 +138,17 @@ class ServerConnection(Protocol):
         self._phase = self._context.incoming.protocol = phase
 
     def dataReceived(self, data: bytes) -> None:
-        self._phase.dataReceived(data)
+        if self._secured is None:
+            self._phase.dataReceived(data)
+        else:
+            self._secured.transport.receive(data)
 
     def readConnectionLost(self) -> None:
         """The peer has closed its sending side."""
-        self._phase.finished()
+        if self._secured is None:
+            self._phase.finished()
+        else:
+            self._secured.finished()
 
     def writeConnectionLost(self) -> None:
         """Never: we close both ways at once."""
@@ -131,6 +157,8 @@ class ServerConnection(Protocol):
         """The connection was lost, for whatever reason."""
         context = self._context
         self._lifetime.lose()
+        if self._secured is not None:
+            self._secured.transport.lost()
         context.incoming.stop()
         context.outgoing.stopProducing()
         context.timeout.stop()
@@ -172,6 +200,75 @@ class ServerConnection(Protocol):
             timeout=seconds,
         )
         self.abort()
+
+    # TLS, and what is said inside it.
+
+    def _begin_tls(self, creator: Any, start: StartTLS) -> None:
+        """Our ACK has left: speak TLS from now on."""
+        from ..transport.secure import SecureTransport  # noqa: PLC0415
+
+        settings, old, timeout = self.settings, self._context, self._timeout
+        assert settings.tls is not None
+        assert timeout is not None
+        secured = Secured(self, settings.tls, settings.tls_log)
+        try:
+            secured.transport = SecureTransport(
+                self.transport,
+                secured,
+                creator,
+                is_client=False,
+                reactor=settings.runtime.reactor,
+                system=settings.runtime.system,
+                seen_empty=old.outgoing.seen_empty,
+            )
+        except Exception as error:  # a policy's creator raises what it likes
+            secured.tls_failed(TLSFailure(str(error)))
+            return
+        old.outgoing.stopProducing()
+        old.incoming.stop()
+        self._secured, self.transport = secured, secured.transport
+        self._equip(timeout, start)
+        secured.transport.start()
+
+    def tls_stands(self) -> None:
+        """TLS stands, and the client is let in: that is a step of the handshake."""
+        log = self.settings.names_log
+        if (name := self.tls_name) and log.has_room():
+            _log.info(
+                "{peer}: is {name} by its certificate{others}",
+                event="tls-client",
+                peer=self.peer,
+                name=name,
+                others=log.others(),
+            )
+        self._advanced()
+
+    def plaintext_received(self, data: bytes) -> None:
+        self._phase.dataReceived(data)
+
+    def plaintext_finished(self) -> None:
+        """The peer sends no more, as it has said, or as the end of its stream says."""
+        self._phase.finished()
+
+    @property
+    def certificate(self) -> Any:
+        """The client's verified certificate, an C{OpenSSL.crypto.X509}, where TLS stands and it has
+        shown one; else None."""
+        return None if self._secured is None else self._secured.certificate
+
+    @property
+    def tls_name(self) -> str:
+        """Whom the client's verified certificate names, for people; "" where there is none."""
+        if self.certificate is None:
+            return ""
+        from ..transport.certified import peer_name  # noqa: PLC0415
+
+        return peer_name(self.certificate)
+
+    @property
+    def tls_version(self) -> str:
+        """As C{TLSv1.3}; "" without TLS."""
+        return "" if self._secured is None else self._secured.transport.version
 
     # From phase to phase.
 

@@ -1,7 +1,8 @@
 """Bytes between a socket and a disk, without a copy in memory where that is possible.
 
 Owns the zero-copy paths of one connection (`RegionProducer` for sending, `PayloadReader` for
-receiving), rate limits, and endpoints. Of NBD it knows only the URIs, not the messages.
+receiving), TLS (`secure`, which is imported where TLS begins, since OpenSSL takes its time), rate
+limits, and endpoints. Of NBD it knows only the URIs, not the messages.
 """
 
 from .awaits_user import AwaitsUser
@@ -22,6 +23,7 @@ from .plain import has_hung_up, is_plain_socket, is_readable, peer_user, unackno
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
+from .tls import ClientTLS, ServerTLS, TLSFailure
 
 __all__ = [
     "LONGEST_MOVE",
@@ -29,6 +31,7 @@ __all__ = [
     "AwaitsUser",
     "BadEndpoint",
     "CannotListen",
+    "ClientTLS",
     "FileRegion",
     "IPayloadReceiver",
     "Limiter",
@@ -37,6 +40,8 @@ __all__ = [
     "RateLimiter",
     "ReadAhead",
     "RegionProducer",
+    "ServerTLS",
+    "TLSFailure",
     "YieldingLimiter",
     "client_endpoint",
     "describe_address",

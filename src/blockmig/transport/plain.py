@@ -3,6 +3,9 @@
 Under TLS `fileno()` still returns the raw socket, and wrappers forward attributes: bypassing such a
 transport would put plaintext on the wire, or take ciphertext off it. So only Twisted's own socket
 transports count, and only while they do not use TLS.
+
+What the kernel knows of the socket is asked of the one beneath where TLS is ours (`secure`): that
+tells how far ciphertext has come, that something was received, and that the other end is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import select
 import socket
 import struct
 import termios
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
@@ -24,11 +27,21 @@ _NOBODY: Final = 0xFFFFFFFF
 """What the kernel says where there are none."""
 
 
+class LayeredTransport:
+    """A transport above another one, which must not be bypassed.
+
+    @ivar beneath: the other one.
+    """
+
+    beneath: Any
+
+
 def unacknowledged(transport: object) -> int:
     """How many bytes (an end-of-stream counts as one) the peer's kernel has not acknowledged.
 
     SIOCOUTQ of tcp(7) and unix(7); 0 where that is unknown.
     """
+    transport = _beneath(transport)
     if not is_plain_socket(transport):
         return 0
     try:
@@ -44,6 +57,7 @@ def has_hung_up(transport: object) -> bool:
 
     On TCP that cannot be told from a peer that only half-closed. False where it is unknown.
     """
+    transport = _beneath(transport)
     if not is_plain_socket(transport):
         return False
     events = select.POLLHUP | select.POLLERR
@@ -74,11 +88,16 @@ def peer_user(transport: object) -> int | None:
 
 def is_readable(transport: object) -> bool:
     """Whether the peer has sent something that was not read yet. False where it is unknown."""
+    transport = _beneath(transport)
     if not is_plain_socket(transport):
         return False
     poll = select.poll()
     poll.register(transport.fileno(), select.POLLIN)
     return any(found & select.POLLIN for _, found in poll.poll(0))
+
+
+def _beneath(transport: object) -> object:
+    return transport.beneath if isinstance(transport, LayeredTransport) else transport
 
 
 def is_plain_socket(transport: object) -> TypeGuard[tcp.Connection]:

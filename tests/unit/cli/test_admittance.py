@@ -150,7 +150,8 @@ class GuardTests(SynchronousTestCase):
             made = Admittance.of(options)
             self.assertEqual((None, None), (made.allow.nets, made.allow.users))
             self.assertRaises(Refused, made.check_one, "place", NETWORK)
-            Admittance.of(options, tls_required=True).check_one("place", NETWORK)
+            _, options = parse([command, "x", "--tls-certificates", "."])
+            Admittance.of(options).check_one("place", NETWORK)
             _, options = parse([command, "x", "--insecure"])
             Admittance.of(options).check_one("place", NETWORK)
             _, options = parse([command, "x", "--allow", "::/0", "--allow-uid", "107"])
@@ -236,8 +237,11 @@ class ReportTests(SynchronousTestCase):
         events = [one["event"] for one in self.logged if "event" in one]
         self.assertEqual(["acl", "allowed"], events)
 
-    def test_with_TLS_alone_nothing_is_warned_of(self):
-        self.assertEqual([], self.report(tls_required=True))
+    def test_with_TLS_anybody_is_let_in_who_need_not_show_a_certificate(self):
+        self.assertEqual([], self.report(tls_required=True, verified=True))
+        ((event, level, text),) = self.report(tls_required=True)
+        self.assertEqual(("exposed", LogLevel.warn), (event, level))
+        self.assertIn("without certificates of clients (--tls-verify-peer)", text)
 
 
 class RouteTests(SynchronousTestCase):
@@ -375,5 +379,5 @@ class ListeningTests(SynchronousTestCase):
         self.assertEqual((["192.0.2.7"], 0), (status["allow"], status["refused"]))
 
 
-def _uris(port, export):
+def _uris(port, export, **_):
     return ["nbd://there/"], False

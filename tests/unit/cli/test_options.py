@@ -160,6 +160,10 @@ class ReceiveTests(Case):
                 "give-up-after": 0.0,
                 "id": None,
                 "secret": None,
+                "tls": "off",
+                "tls-certificates": None,
+                "tls-verify-peer": 0,
+                "allow-name": [],
                 "log-format": "text",
                 "verbose": 0,
                 "quiet": 0,
@@ -265,7 +269,7 @@ class SendTests(Case):
         self.refused("is not an NBD URI", "send", "x", "http://h/")
         self.refused("DISK and URI are swapped", "send", "nbd://h/", "x")
         self.refused("'nbd://g/' is a URI", "send", "nbd://g/", "nbd://h/")
-        self.refused("not supported", "send", "x", "nbds://h/")
+        self.refused("not supported", "send", "x", "nbds+vsock://1/")
         for timeout in ("0", "soon"):
             self.refused("not a number of seconds", "send", "x", "nbd://h/", "--timeout", timeout)
         self.refused("auto, bar, json, none", "send", "x", "nbd://h/", "--progress", "loud")
@@ -382,6 +386,9 @@ class MirrorTests(Case):
                 "plain": 0,
                 "id": None,
                 "secret": None,
+                "tls": None,
+                "tls-certificates": None,
+                "tls-hostname": None,
                 "max-rate": None,
                 "max-pause": 500,
                 "timeout": 60.0,

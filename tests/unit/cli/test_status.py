@@ -75,6 +75,14 @@ class StatusTextTests(SynchronousTestCase):
             text.split("\n"),
         )
 
+    def test_who_a_client_is_by_its_certificate_is_shown(self):
+        client = {"address": "127.0.0.1:4711", "tls": "TLSv1.3", "name": "web2\x1b"}
+        text = as_text({"tls": "require", "clients": [client, client | {"name": None}]})
+        self.assertIn("127.0.0.1:4711 (web2?) ", text)
+        self.assertIn("127.0.0.1:4711  ", text)
+        self.assertNotIn("TLS: on", text)
+        self.assertIn("TLS: on, for clients that ask for it", as_text({"tls": "on"}))
+
     def allowed(self, **fields):
         return [line for line in as_text(fields).split("\n") if "allowed" in line]
 

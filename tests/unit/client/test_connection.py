@@ -208,7 +208,7 @@ class HalfClosingTests(ConnectionCase):
     def half_close(self, unconfirmed=1):
         """As a socket does that can."""
         self.transport.loseWriteConnection = lambda: None
-        with mock.patch.object(HalfClosingConnection, "_can_half_close", return_value=True):
+        with mock.patch("blockmig.client.connection._can_half_close", return_value=True):
             self.connection.disconnect(b"DISC")
         self.connection.writeConnectionLost()
         with mock.patch("blockmig.client.connection.unacknowledged", return_value=unconfirmed):
