@@ -334,6 +334,34 @@ def test_a_service_knows_the_addresses_of_the_host(there: Host) -> None:
     assert there.log(unit) == "['192.0.2.7']\n"
 
 
+def with_certificates(there: Host) -> None:
+    """As docs/tls.md has it: /etc/blockmig/tls here, and another host's in /root/web1."""
+    make = f"cd /root && {BLOCKMIG} certificates pki web1 127.0.0.1"
+    there.checked("sh", "-ec", f"umask 022; {make}; cp -a pki/127.0.0.1 /etc/blockmig/tls")
+    tell(there, "RECEIVE_OPTIONS=--allow-name web1\nSERVE_OPTIONS=--allow-name web1\n")
+
+
+def test_a_disk_is_received_and_served_with_TLS(there: Host) -> None:
+    with_certificates(there)
+    for unit in (RECEIVE, SERVE):
+        example(there, unit, "tls")
+    image = random_image(there.path("/root/web.img"), 8 * MIB)
+    there.start(RECEIVE)
+    refused = there.run(BLOCKMIG, "send", "--give-up-after", "1", "/root/web.img", URI)
+    assert refused.returncode != 0
+    uri = "nbds://127.0.0.1/?tls-certificates=/root/pki/web1"
+    there.checked(BLOCKMIG, "send", "/root/web.img", uri)
+    there.wait_for(RECEIVE, "ActiveState", "inactive")
+    there.start(SERVE)
+    there.checked("nbdcopy", uri, "/root/copy.img")
+    assert digest(there.path("/root/copy.img")) == digest(image)
+    process = there.show(SERVE, "MainPID")
+    credentials = f"/run/credentials/{SERVE}"
+    listing = there.checked("nsenter", "-t", process, "-m", "ls", "-l", credentials)
+    assert len(re.findall("(?m)^-r--------", listing)) == 3
+    assert there.run("nbdinfo", "--size", URI).returncode != 0
+
+
 def test_OpenSSL_works_with_the_settings_for_TLS(there: Host) -> None:
     """Which allow memory that is both written and executed."""
     tls = there.path("/etc/blockmig/tls")
