@@ -335,17 +335,21 @@ def test_the_installation_instructions_work(block: Block, tmp_path: Path) -> Non
 
 def test_the_commands_for_systemd_work(tmp_path: Path) -> None:
     blocks = [block for block in SHELL if "on=systemd" in block.tags]
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     with systemd_host(tmp_path, units=False) as there:
         random_image(there.path("/root/web.img"), 1 << 20)
+        pki = "/opt/blockmig/bin/blockmig certificates pki web1 127.0.0.1; mkdir -p /etc/pki"
+        there.checked("bash", "-euc", f"cd /root; {pki}; cp -r pki/127.0.0.1 /etc/pki/blockmig")
         for block in blocks:
             if "sent" in block.tags:
                 send = "/opt/blockmig/bin/blockmig send --id web-7 /root/web.img nbd://127.0.0.1"
                 there.checked(*send.split())
                 there.wait_for("blockmig-receive@web.service", "ActiveState", "inactive")
-            text = block.text.replace("192.0.2.7", "127.0.0.1")
+            text = block.text.replace("192.0.2.0/24", "127.0.0.0/8")
+            text = text.replace("192.0.2.7", "127.0.0.1").replace("192.0.2.4", "127.0.0.1")
             text = f"cd {ROOT}; PATH=/opt/blockmig/bin:$PATH; {text}"
             there.checked("bash", "-euc", text)
+        there.checked("nbdinfo", "nbds://127.0.0.1/?tls-certificates=/root/pki/web1")
         found = there.show("blockmig-receive@web.service", "Environment")
         assert "/run/credentials/blockmig-receive@web.service/secret" in found
 

@@ -20,7 +20,7 @@ DOCUMENTS = [
 OTHERS = {
     *("TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"),
     *("LoadCredential", "MemoryDenyWriteExecute", "ReadWritePaths", "SupplementaryGroups"),
-    "ExecReload",
+    *("ExecReload", "TimeoutStartSec"),
 }
 UNITS = {"MiB", "GiB"}
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from tests.support.disks import MIB, digest, loop_device, random_image
-from tests.support.processes import until
 from tests.support.systemd import DEPLOY, Host, systemd_host
 
 BLOCKMIG = "/opt/blockmig/bin/blockmig"
@@ -259,56 +258,6 @@ def test_a_server_can_wait_for_the_disk_while_it_is_received(there: Host) -> Non
     assert served(there) == digest(image)
 
 
-TLS_PROBE = """
-    import os
-    from OpenSSL import SSL
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-    import datetime
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "host")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = x509.CertificateBuilder().subject_name(name).issuer_name(name)
-    made = made.public_key(key.public_key()).serial_number(1)
-    made = made.not_valid_before(now - datetime.timedelta(1))
-    made = made.not_valid_after(now + datetime.timedelta(1)).sign(key, hashes.SHA256())
-    asked = []
-
-    def end(server):
-        context = SSL.Context(SSL.TLS_METHOD)
-        context.use_certificate(made)
-        context.use_privatekey(key)
-        # A callback, for which cffi needs code that is made while it runs.
-        context.set_verify(SSL.VERIFY_PEER, lambda *_: bool(asked.append(server)) or True)
-        context.set_info_callback(lambda *_: None)
-        connection = SSL.Connection(context)
-        connection.set_accept_state() if server else connection.set_connect_state()
-        return connection
-
-    client, server = end(False), end(True)
-    for _ in range(10):
-        for one, other in ((client, server), (server, client)):
-            try:
-                one.do_handshake()
-            except SSL.WantReadError:
-                pass
-            try:
-                other.bio_write(one.bio_read(65536))
-            except SSL.WantReadError:
-                pass
-    client.send(b"hello")
-    server.bio_write(client.bio_read(65536))
-    assert server.recv(10) == b"hello", "no handshake"
-    assert set(asked) == {True, False}
-    key = os.open(os.environ["CREDENTIALS_DIRECTORY"] + "/server-key.pem", os.O_RDONLY)
-    status = os.fstat(key)
-    print(f"TLS works: key of {status.st_size} bytes, mode {status.st_mode & 0o777:o}")
-"""
-
-
 def probe(there: Host, program: str) -> str:
     """Make a unit that differs from ours only in what it runs; its name."""
     there.path("/etc/blockmig/probe.py").write_text(textwrap.dedent(program))
@@ -334,19 +283,34 @@ def test_a_service_knows_the_addresses_of_the_host(there: Host) -> None:
     assert there.log(unit) == "['192.0.2.7']\n"
 
 
-def test_OpenSSL_works_with_the_settings_for_TLS(there: Host) -> None:
-    """Which allow memory that is both written and executed."""
-    tls = there.path("/etc/blockmig/tls")
-    tls.mkdir()
-    for name in ("ca-cert", "server-cert", "server-key"):
-        (tls / f"{name}.pem").write_text(name)
-        (tls / f"{name}.pem").chmod(0o600)
-    unit = probe(there, TLS_PROBE)
-    assert there.run("systemctl", "start", unit).returncode != 0
-    until(lambda: "write+execute" in there.log(unit), what="if this works, tls.conf may go without")
-    there.checked("systemctl", "reset-failed", unit)
-    example(there, unit, "tls")
-    there.start(unit)
-    assert there.log(unit).endswith("TLS works: key of 10 bytes, mode 400\n")
-    environment = there.show(unit, "Environment")
-    assert f"--tls-certificates /run/credentials/{unit} " in environment
+def with_certificates(there: Host) -> None:
+    """As docs/tls.md has it: /etc/blockmig/tls here, and another host's in /root/web1."""
+    make = f"cd /root && {BLOCKMIG} certificates pki web1 127.0.0.1"
+    there.checked("sh", "-ec", f"umask 022; {make}; cp -a pki/127.0.0.1 /etc/blockmig/tls")
+    tell(there, "RECEIVE_OPTIONS=--allow-name web1\nSERVE_OPTIONS=--allow-name web1\n")
+
+
+def test_a_disk_is_received_and_served_with_TLS(there: Host) -> None:
+    with_certificates(there)
+    for unit in (RECEIVE, SERVE):
+        example(there, unit, "tls")
+    image = random_image(there.path("/root/web.img"), 8 * MIB)
+    there.drop_in(RECEIVE, "without", "[Service]\nMemoryDenyWriteExecute=yes\n")
+    assert there.run("systemctl", "start", RECEIVE).returncode != 0
+    assert "MemoryDenyWriteExecute=no" in there.log(RECEIVE)
+    there.drop_in(RECEIVE, "without", "")
+    there.checked("systemctl", "reset-failed", RECEIVE)
+    there.start(RECEIVE)
+    refused = there.run(BLOCKMIG, "send", "--give-up-after", "1", "/root/web.img", URI)
+    assert refused.returncode != 0
+    uri = "nbds://127.0.0.1/?tls-certificates=/root/pki/web1"
+    there.checked(BLOCKMIG, "send", "/root/web.img", uri)
+    there.wait_for(RECEIVE, "ActiveState", "inactive")
+    there.start(SERVE)
+    there.checked("nbdcopy", uri, "/root/copy.img")
+    assert digest(there.path("/root/copy.img")) == digest(image)
+    process = there.show(SERVE, "MainPID")
+    credentials = f"/run/credentials/{SERVE}"
+    listing = there.checked("nsenter", "-t", process, "-m", "ls", "-l", credentials)
+    assert len(re.findall("(?m)^-r--------", listing)) == 3
+    assert there.run("nbdinfo", "--size", URI).returncode != 0
