@@ -21,6 +21,7 @@ OTHERS = {
     *("TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"),
     *("LoadCredential", "MemoryDenyWriteExecute", "ReadWritePaths", "SupplementaryGroups"),
     *("ExecReload", "TimeoutStartSec"),
+    *("OpenSSL", "IOpenSSLServerConnectionCreator", "IOpenSSLClientConnectionCreator"),
 }
 UNITS = {"MiB", "GiB"}
 
