@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests.support import wire
 from tests.support.disks import MIB, digest, random_image
+from tests.support.pki import make_hosts
 from tests.support.processes import (
     ANY_PORT,
     BLOCKMIG,
@@ -363,6 +365,40 @@ def test_a_control_socket_answers_its_user_and_root_only(
     assert running.wait_event("control-refused")["user"] == USER
     running.kill()
     assert control.exists()
+
+
+# With TLS.
+
+
+def test_with_TLS_the_lists_hold_as_well(processes: Processes, room: Path, disk: Path) -> None:
+    """Before a word of TLS is said; and a sender is dropped in the middle of it."""
+    make_hosts(room / "pki", "localhost,192.0.2.7", "peer")
+    ours, theirs = f"{room}/pki/localhost", f"{room}/pki/peer"
+    path = room / "socket"
+    options = ("--tls-certificates", ours, "--allow-uid")
+    for user, expected in ((os.geteuid(), 0), (USER, 1)):
+        running = serve(processes, disk, "--listen", f"unix:{path}", *options, user)
+        uri = f"{running.uri}&tls-certificates={theirs}&tls-hostname=localhost"
+        told = processes.run("nbdinfo", "--size", uri)
+        assert (told.status != 0) == expected, told.stderr
+        assert len(running.events("not-allowed")) == expected
+        running.signal(signal.SIGTERM)
+        assert running.wait() == 0
+    control, copy = room / "control", room / "copy"
+    listen = ("--tls-certificates", ours, "--allow", HERE, "--control", str(control))
+    receiver = processes.receive(copy, *listen, listen=f"{HERE}:0")
+    assert receiver.uri.startswith("nbds://")
+    sending = ("--tls-certificates", theirs, "--max-rate", "8M", "--unlink")
+    whole = digest(disk)
+    sender = processes.send(disk, receiver.uri, *sending)
+    until(lambda: (ask(str(control), "GET", "/status")["migration"]["covered"] or 0) > MIB)
+    refused = acl(processes, control, ELSEWHERE)["refused"]
+    receiver.wait_event("restart")
+    until(lambda: acl(processes, control)["refused"] > refused, what="the sender tries again")
+    acl(processes, control, HERE)
+    assert sender.wait() == 0, sender.stderr
+    assert receiver.wait() == 0
+    assert digest(copy) == whole
 
 
 # The guard.

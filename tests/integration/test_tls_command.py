@@ -277,6 +277,20 @@ def test_what_was_done_already_needs_no_certificates(
     assert again.status == 0, again.stderr
 
 
+def test_a_port_that_others_can_reach_is_warned_of_unless_they_need_a_certificate(
+    processes: Processes, disk: Path, pki: Path
+) -> None:
+    every = "tcp:0:interface=0.0.0.0"
+    server = start(processes, "serve", disk, pki, listen=every)
+    (exposed,) = server.events("exposed")
+    assert "without certificates of clients (--tls-verify-peer)" in exposed["message"]
+    assert exposed["uri"].startswith("nbds://")
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    server = start(processes, "serve", disk, pki, "--tls-verify-peer", listen=every)
+    assert not server.events("exposed")
+
+
 def test_with_TLS_on_both_kinds_of_clients_are_served(
     processes: Processes, disk: Path, pki: Path
 ) -> None:

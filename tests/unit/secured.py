@@ -63,7 +63,8 @@ class TLSPeer:
     def start_tls(self):
         """Until TLS stands, or has failed."""
         self.plain()
-        assert self.say_plain(FIXED + STARTTLS) == ACK
+        answer = self.say_plain(FIXED + STARTTLS)
+        assert answer == ACK
         self.shake()
 
     # TLS.

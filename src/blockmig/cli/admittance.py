@@ -128,6 +128,7 @@ class Admittance:
         self._tls_required = tls_required
         self._verified = verified
         self._insecure = insecure
+        self._places: list[tuple[str, str]] = []
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Admittance:
@@ -183,12 +184,15 @@ class Admittance:
         return self.allow.nets is not None
 
     def report(self, uri: str, reach: Reach, danger: str) -> None:
-        """Log who may connect from other machines, if anybody may.
+        """Log who may connect from other machines, if anybody may: now, and when that changes.
 
         @param danger: what they can do.
         """
-        if reach != Reach.NETWORK:
-            return
+        if reach == Reach.NETWORK:
+            self._places.append((uri, danger))
+            self._report(uri, danger)
+
+    def _report(self, uri: str, danger: str) -> None:
         if (nets := self.allow.nets) is not None:
             _log.info(
                 "{uri} can be reached from other machines: clients from {allow} can {danger}"
@@ -232,12 +236,14 @@ class Admittance:
             dropped = self.allow.replace(nets)
         except ValueError as error:
             raise ControlRefused(str(error)) from None
-        _log.warn(
-            "the allow-list was replaced: {allow} may connect; {dropped} connection(s) closed",
+        _log.info(
+            "the allow-list was replaced; {dropped} connection(s) closed",
             event="acl",
-            allow="everybody" if nets is None else _in_words(self.allow.nets or []),
+            allow=nets if nets is None else _in_words(self.allow.nets or []),
             dropped=dropped,
         )
+        for place in self._places:
+            self._report(*place)
         return {**self._answer(), "dropped": dropped}
 
     def status(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from ..nbd import MAXIMUM_NAME
 from . import common, tls, usage
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
     from .serve_operation import ServeOperation
+
+
+_FEWEST_PER_ADDRESS: Final = 4
 
 
 class Options(usage.Options):
@@ -73,6 +76,16 @@ class Options(usage.Options):
             metavar="COUNT",
             group=Group.HOW_MUCH,
         ),
+        Parameter(
+            "max-per-address",
+            "Accept at most COUNT clients at a time from one IPv4 address, or one IPv6 network of "
+            "64 bits; 0 means no limit. This host's own connections (127.0.0.1, UNIX sockets) have "
+            "none.",
+            parse_count,
+            metavar="COUNT",
+            default_text="three quarters of --max-connections, but at least 4",
+            group=Group.HOW_MUCH,
+        ),
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "request-timeout",
@@ -104,6 +117,9 @@ class Options(usage.Options):
         common.check_verbosity(self)
         if self["oldstyle"] and self["export"]:
             raise usage.UsageError("--oldstyle has no export names: leave out --export")
+        if self["max-per-address"] is None:
+            most = self["max-connections"]
+            self["max-per-address"] = max(_FEWEST_PER_ADDRESS, most * 3 // 4) if most else 0
         for name in ("id", "give-up-after"):
             if self[name] and not self["standby"]:
                 raise usage.UsageError(f"--{name} is only for --standby")

@@ -191,6 +191,7 @@ class ServeOperation:
             read_only=bool(options["read-only"]),
             oldstyle=bool(options["oldstyle"]),
             max_connections=options["max-connections"],
+            max_per_address=options["max-per-address"],
             handshake_timeout=options["handshake-timeout"],
             request_timeout=options["request-timeout"],
             tls=self._tls.policy,

@@ -33,7 +33,9 @@ _log = Logger()
 class SecuredClient(typing.Protocol):
     """What TLS needs of its connection."""
 
-    peer: str
+    @property
+    def peer(self) -> str:
+        """Its address, for messages."""
 
     def tls_stands(self) -> None:
         """The client is let in."""

@@ -9,6 +9,7 @@ from .awaits_user import AwaitsUser
 from .endpoints import (
     BadEndpoint,
     CannotListen,
+    accept_few,
     client_endpoint,
     describe_address,
     listen,
@@ -43,6 +44,7 @@ __all__ = [
     "ServerTLS",
     "TLSFailure",
     "YieldingLimiter",
+    "accept_few",
     "client_endpoint",
     "describe_address",
     "has_hung_up",

@@ -134,7 +134,7 @@ async def listen(
         else:
             if not IListeningPort.providedBy(port):
                 raise CannotListen(f"{text} accepts no connections")
-            _accept_few(port)
+            accept_few(port)
             return port
         number = getattr(reason, "errno", None)
         why, busy = _why_not(reason)
@@ -232,12 +232,10 @@ def tune(transport: Any) -> None:
     (a quarter of the time of a migration on one machine); TCP's grows by itself, and is worse when
     set. Does nothing on a transport that is no plain socket.
 
-    The port that has made it accepts only some 20 connections in a turn of the reactor, instead of
-    100 and more: others can be closed for them only in the next.
     """
     if not is_plain_socket(transport):
         return
-    _accept_few(getattr(transport, "server", None))
+    accept_few(getattr(transport, "server", None))
     handle = transport.getHandle()
     if handle.family == socket.AF_UNIX:
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
@@ -251,8 +249,11 @@ def tune(transport: Any) -> None:
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
 
 
-def _accept_few(port: Any) -> None:
-    """Have a port of Twisted's accept few connections in a turn; see L{tune}."""
+def accept_few(port: Any) -> None:
+    """Have a port of Twisted's accept only some 20 connections in a turn of the reactor.
+
+    By itself it accepts 100 and more; and others can be closed for them only in the next turn.
+    """
     if hasattr(port, "numberAccepts"):
         port.numberAccepts = 1  # it adds 20 whenever it has accepted as many
 

@@ -224,6 +224,19 @@ class ReportTests(SynchronousTestCase):
         ((_, _, text),) = self.report(allow=AllowList(nets))
         self.assertIn("192.0.2.14 and 75 more can", text)
 
+    def test_it_is_told_again_when_the_list_is_replaced(self):
+        admittance = Admittance(AllowList(["192.0.2.0/24"]))
+        admittance.report("nbd://192.0.2.7/", NETWORK, "read it")
+        admittance.report("nbd://127.0.0.1/", LOCAL, "read it")
+        self.logged.clear()
+        admittance.routes["POST", "/acl"]({"allow": None})
+        events = [one["event"] for one in self.logged if "event" in one]
+        self.assertEqual(["acl", "exposed"], events)
+        self.logged.clear()
+        admittance.routes["POST", "/acl"]({"allow": ["::1"]})
+        events = [one["event"] for one in self.logged if "event" in one]
+        self.assertEqual(["acl", "allowed"], events)
+
     def test_with_TLS_anybody_is_let_in_who_need_not_show_a_certificate(self):
         self.assertEqual([], self.report(tls_required=True, verified=True))
         ((event, level, text),) = self.report(tls_required=True)

@@ -216,6 +216,19 @@ class ReceiveTests(Case):
         self.assertRaises(usage.UsageError, self.parse, "receive", "-f", "x", "--nonsense")
 
 
+class ServeTests(Case):
+    def test_one_address_cannot_take_all_places_by_default(self):
+        for arguments, most in (
+            ((), 96),
+            (("--max-connections", "10"), 7),
+            (("--max-connections", "2"), 4),
+            (("--max-connections", "0"), 0),
+            (("--max-per-address", "5"), 5),
+            (("--max-per-address", "0"), 0),
+        ):
+            self.assertEqual(most, self.parse("serve", "x", *arguments)["max-per-address"])
+
+
 class SendTests(Case):
     def test_send_has_its_defaults(self):
         options = self.parse("send", "disk.img", "nbd://host/name")

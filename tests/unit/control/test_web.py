@@ -234,6 +234,49 @@ class WebTests(SynchronousTestCase):
         self.clock.advance(31)
         self.assertTrue(wire.disconnecting)
 
+    def test_a_connection_whose_request_dribbles_is_closed(self):
+        """Whatever of it: the first line, the headers, the body; and the second request, too."""
+        start = b"POST /status HTTP/1.1\r\nHost: x\r\n"
+        answered = b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n"
+        for beginning in (b"", start, start + b"Content-Length: 99\r\n\r\n", answered + start):
+            wire = self.connect()
+            wire.protocol.dataReceived(beginning)
+            for _ in range(29):
+                self.clock.advance(1)
+                wire.protocol.dataReceived(b"x")
+                self.assertFalse(wire.disconnecting)
+            self.clock.advance(2)
+            self.assertTrue(wire.disconnecting, beginning)
+            wire.end()
+
+    def test_an_answer_may_take_longer_than_a_request(self):
+        later = Deferred()
+        self.routes["GET", "/later"] = lambda _: later
+        wire = self.request("GET", "/later")
+        self.clock.advance(1000)
+        self.assertFalse(wire.disconnecting)
+        later.callback(5)
+        self.assertEqual(5, parsed(wire.value())[0][2])
+        self.clock.advance(31)
+        self.assertTrue(wire.disconnecting)
+
+    def test_headers_beyond_the_limit_are_refused(self):
+        for headers in (["X: " + "x" * 20_000], ["X: y"] * 1000, ["X: " + "x" * 5000] * 4):
+            wire = self.request("GET", "/status", headers=headers)
+            self.assertNotIn(b"serving", wire.value())
+            self.assertTrue(wire.disconnecting or wire.disconnected)
+            wire.end()
+
+    def test_a_first_line_beyond_the_limit_is_refused(self):
+        wire = self.connect()
+        wire.protocol.dataReceived(b"GET /" + b"x" * 20_000)
+        self.assertTrue(wire.disconnecting or wire.disconnected)
+
+    def test_an_unknown_path_is_not_repeated_at_full_length(self):
+        status, _, body = self.answer("GET", "/" + "x" * 10_000)
+        self.assertEqual(404, status)
+        self.assertLess(len(body["error"]), 200)
+
     def test_connections_beyond_the_limit_are_refused(self):
         wires = [self.connect() for _ in range(3)]
         self.assertIsNone(self.connect())
