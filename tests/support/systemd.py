@@ -204,7 +204,21 @@ def systemd_host(directory: Path, *devices: Path, units: bool = True) -> Iterato
     script = f'echo $$ >"{group}/cgroup.procs"; exec "$@"'
     namespaces = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]
     unshare = ["unshare", *namespaces, "--fork", "--kill-child", "--propagation", "private"]
-    words = ["sh", "-c", script, "sh", *unshare, "--", "bash", "-c", _BOOT, "boot", str(place)]
+    with_us = ["setpriv", "--pdeathsig", "KILL", "--"]
+    words = [
+        *with_us,
+        "sh",
+        "-c",
+        script,
+        "sh",
+        *unshare,
+        "--",
+        "bash",
+        "-c",
+        _BOOT,
+        "boot",
+        str(place),
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*words, *map(str, devices)], stdout=output, stderr=output, env=environment, cwd="/"
