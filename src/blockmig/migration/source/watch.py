@@ -219,8 +219,11 @@ class SourceWatch:
         with contextlib.suppress(OSError):  # then it cannot be decided
             now = disk.version(sync=not self._in_use)
             unchanged = self._seen is None or now.written == self._seen.written
-        replaced = os.path.lexists(path_of(self._disk))
-        how = "replaced" if replaced else "deleted"
+        try:
+            replaced = self._system.exists(path_of(self._disk))
+            how = "replaced" if replaced else "deleted"
+        except OSError:  # a mark must not get the name of what may be another disk
+            replaced, how = True, "deleted or replaced"
         return SourceGone(f"{disk.name} was {how} by somebody else", unchanged, replaced)
 
     def _check_writers(self) -> None:
