@@ -137,13 +137,14 @@ class World:
         disk = self.disk(self.destination, runtime, size=SIZE)
         receiver = Receiver(disk, runtime=runtime)
         port = self.network.listen("there", receiver.factory())
-        self.note("receiver", receiver.complete().addBoth(self._closed, port))
-        return receiver
 
-    @staticmethod
-    def _closed(result: Any, port: Any) -> Any:
-        port.stopListening()
-        return result
+        def ended(result: Any) -> Any:
+            port.stopListening()
+            disk.close() if receiver.touched else disk.discard()
+            return result
+
+        self.note("receiver", receiver.complete().addBoth(ended))
+        return receiver
 
     def note(self, who: str, done: Any) -> None:
         """Have the exit status of C{who} noted once it ends."""

@@ -58,6 +58,11 @@ class ReceiveOperation:
         self._stop_reason = ""
         self._routes: Routes = {}
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the source may be retired."""
+        return self._receiver is not None and self._receiver.may_be_the_only_copy
+
     async def run(self) -> Summary:
         if not self._options["end-with-stdin"]:
             return await self._run()

@@ -30,6 +30,7 @@ from ...storage import (
     Relation,
     device_identity,
     file_identity,
+    has_descriptor,
     held_descriptor,
     is_device_identity,
     is_locked,
@@ -514,7 +515,7 @@ def _beside_records(disk: IRecordedDisk, records: Records, system: SystemCalls) 
     if not isinstance(disk, BlockDisk | FileDisk):
         return {}
     kept_in, mark = records.state_directory or None, None
-    if disk.fileno() is not None:
+    if has_descriptor(disk):
         with held_descriptor(disk) as descriptor:
             mark = read_mark(descriptor)
     with contextlib.suppress(BadRecord, OSError):

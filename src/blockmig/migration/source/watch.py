@@ -39,6 +39,7 @@ from ...storage import (
     describe_version,
     device_identity,
     file_identity,
+    has_descriptor,
     held_descriptor,
     is_open_elsewhere,
     path_of,
@@ -229,7 +230,7 @@ class SourceWatch:
     def _check_writers(self) -> None:
         """A program that has it open for writing would go on writing to what is no longer the
         disk."""
-        if self._disk.fileno() is None:
+        if not has_descriptor(self._disk):
             return
         writable = bool(getattr(self._disk, "writable", False))
         with held_descriptor(self._disk) as descriptor:
