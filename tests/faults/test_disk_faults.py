@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +36,7 @@ def expected(program: str, place: str, step: str, error: int) -> tuple[Result, s
         case for case in cases() if (case.program, case.place, case.step) == (program, place, step)
     )
     name = errno.errorcode[error]
-    for result, errors in results(case).items():
+    for result, errors in results(replace(case, errors=(error,))).items():
         for group in errors:
             names, _, nbd = group.partition(" → ")
             if name in names.split(", "):
@@ -304,8 +304,10 @@ def test_a_sender_whose_file_system_is_aborted_fails(processes: Processes, room:
         assert sender.wait(30) == 3, sender.stderr
         assert inspected(processes, failing.backing / "web.img") == "canonical"
     receiver.signal(signal.SIGTERM)
-    assert receiver.wait(30) == 4, receiver.stderr
-    assert inspected(processes, room / "copy.img") == "not canonical"
+    # Much may have been read before; perhaps all.
+    status = receiver.wait(30)
+    says = {4: "not canonical", 5: "canonical only if …"}[status]
+    assert short(inspected(processes, room / "copy.img")) == says
 
 
 IMPATIENT = (
