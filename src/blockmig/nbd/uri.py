@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from .constants import DEFAULT_PORT, MAXIMUM_NAME
 
 _HOST_AND_PORT: Final = re.compile(r"([\w.-]+|\[[\w:.%]+\]):\d{1,5}")
+_NEVER_IN_HOST: Final = frozenset(' /?#@[]\\"<>')
 _LONGEST_PATH: Final = 107
 """Bytes of a UNIX socket's path: sun_path has 108, with a zero after the name (unix(7))."""
 
@@ -54,7 +55,9 @@ class NBDURI:
     def __str__(self) -> str:
         export = quote(self.export, safe="/")
         if self.socket:
-            return f"nbd+unix:///{export}?socket={quote(self.socket, safe='/')}"
+            # The kernel takes any bytes as a path.
+            path = quote(os.fsencode(self.socket), safe="/")
+            return f"nbd+unix:///{export}?socket={path}"
         host = self.host.replace("%", "%25")
         host = f"[{host}]" if ":" in host else host
         return f"nbd://{host}:{self.port}/{export}"
@@ -66,8 +69,11 @@ def parse_uri(text: str) -> NBDURI:
     @raise BadURI: it is none; the message says why.
     """
     try:
+        text.encode()
         parts = urlsplit(text)
         port = parts.port
+    except UnicodeError:
+        raise BadURI(f"{text!r} is not UTF-8") from None
     except ValueError:
         what = "the port is a number up to 65535, and an IPv6 address is in brackets"
         raise BadURI(f"{text!r} is not a URI: {what}") from None
@@ -86,7 +92,8 @@ def parse_uri(text: str) -> NBDURI:
             raise BadURI(f"the export's name is longer than {MAXIMUM_NAME} bytes")
         # A plus sign stands for a space in HTML forms, not in URIs.
         text_of_query = parts.query.replace("+", "%2B")
-        query = dict(parse_qsl(text_of_query, keep_blank_values=True, errors="strict"))
+        # The path of a socket may be any bytes.
+        query = dict(parse_qsl(text_of_query, keep_blank_values=True, errors="surrogateescape"))
     except UnicodeError:
         raise BadURI(f"{text!r} is not UTF-8 once decoded") from None
     if parts.username is not None:
@@ -95,19 +102,29 @@ def parse_uri(text: str) -> NBDURI:
         return NBDURI(export=export, socket=_socket(text, parts.netloc, query))
     if "socket" in query:
         raise BadURI(f"{text!r} names a socket: use the scheme nbd+unix for that")
-    if not parts.hostname:
-        raise BadURI(f"{text!r} does not name a host")
     if port == 0:
         raise BadURI(f"{text!r} has port 0, which cannot be reached")
-    return NBDURI(export=export, host=_host(parts.hostname), port=port or DEFAULT_PORT)
+    return NBDURI(export=export, host=_host(text, parts.hostname), port=port or DEFAULT_PORT)
 
 
-def _host(text: str) -> str:
+def _host(text: str, given: str | None) -> str:
+    """The host of a URI, decoded."""
+    if not given:
+        raise BadURI(f"{text!r} does not name a host")
+    host = _decoded(given)
+    odd = any(letter in _NEVER_IN_HOST or not letter.isprintable() for letter in host)
+    if not host or odd or ("%" in host and ":" not in host):
+        raise BadURI(f"{text!r}: {host!r} cannot be a host")
+    return host
+
+
+def _decoded(text: str) -> str:
     """A host as in a URI, decoded; many write a zone with C{%} alone."""
     address, percent, zone = text.partition("%")
     if ":" in address and percent and not zone.startswith("25"):
         return text
-    return unquote(text)
+    # Lower case as what is not percent-encoded is; but the names of interfaces have any.
+    return unquote(text) if ":" in address else unquote(text).lower()
 
 
 def _socket(text: str, host: str, query: dict[str, str]) -> str:
