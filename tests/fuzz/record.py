@@ -324,6 +324,7 @@ _URIS: Final = (
     "nbd+unix:///export?socket=%2Frun%2Fa+b.sock&x=",
     "nbds://host/?tls-certificates=/etc/pki&tls-verify-peer=true&tls-hostname=x",
     "nbds+unix:///x?socket=/run/s&tls-certificates=/x",
+    "nbds://host/?tls-hostname=%ff",
     "nbd+vsock://2:10809/",
     "nbd://user@host/#fragment",
     "host:10809",

@@ -31,16 +31,20 @@ from .errors import (
     NotNBD,
     ProtocolError,
     RemoteProtocolError,
+    TLSRefused,
     describe_errno,
     errno_to_wire,
 )
 from .export import Export
 from .handshake import (
     ALLOCATION_ID,
+    GREETING,
     Aborted,
     ClientHandshake,
     Negotiated,
     ServerHandshake,
+    StartTLS,
+    TLSOffer,
     oldstyle_hello,
 )
 from .rules import changes_the_disk, check_request, describe_refusal
@@ -76,6 +80,7 @@ __all__ = [
     "CHUNK_MAGIC",
     "DATA_CHUNK",
     "DEFAULT_PORT",
+    "GREETING",
     "HANDOFF_EXPORT",
     "LONGEST_SUFFIX",
     "MAXIMUM_LENGTH",
@@ -117,6 +122,9 @@ __all__ = [
     "Request",
     "ServerHandshake",
     "ServerTransmission",
+    "StartTLS",
+    "TLSOffer",
+    "TLSRefused",
     "TransmissionFlag",
     "changes_the_disk",
     "check_request",

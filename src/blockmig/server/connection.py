@@ -7,11 +7,15 @@ order in which a connection ends is declared in `lifetime`.
 
 Rules:
 
+* until the client has said something, there is little more of its connection than the greeting and
+  a timer: most strangers never do, and they may be thousands a second;
 * a connection is aborted if it has not negotiated within the handshake timeout, if it has been
   silent, or has made no progress where that is expected, for the idle timeout while it was not
   waiting for us, or if it does not take what is still due to it when we close;
 * while the handler holds the clients, nothing more is read from one that has negotiated; a
   handshake may continue;
+* where TLS is started (`secured`), everything above the transport is made anew, so that nothing of
+  what was said, queued or held before is left; the time that a handshake may take goes on;
 * a connection may be forwarded to another server: what was not answered is handed over unchanged,
   and from then on only bytes are moved here;
 * nothing that a peer does raises an exception out of here.
@@ -28,14 +32,24 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import REQUEST_SIZE, Negotiated, Request
-from ..transport import PayloadReader, RegionProducer, describe_address, tune
+from ..nbd import GREETING, REQUEST_SIZE, Negotiated, Request, StartTLS
+from ..transport import (
+    PayloadReader,
+    RegionProducer,
+    TLSFailure,
+    accept_few,
+    describe_address,
+    is_plain_socket,
+    tune,
+)
 from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
 from .holds import HELD, Hold, Holds
-from .lifetime import make_lifetime
+from .lifetime import LifetimeInputs, make_lifetime
+from .origin import origin_of
 from .phase import Phase, PhaseContext
+from .secured import Secured
 from .session import Session
 from .timeout import ConnectionTimeout
 from .traffic import TrafficCounters
@@ -53,21 +67,26 @@ class ServerConnection(Protocol):
     """The protocol of one connection.
 
     @ivar settings: what it has in common with others.
-    @ivar peer: its address, for messages.
+    @ivar origin: where it comes from (L{origin}).
     @ivar handler: the export's handler, once negotiated.
     @ivar negotiated: what the peer was told.
     @ivar traffic: counts its requests.
     @ivar connected_at: when the connection was made, by the reactor's clock.
     @ivar advanced_at: when it last got further: was made, took one of the first steps of its
         handshake, or ended that. Nothing that can be repeated for ever counts.
+    @ivar said_nothing: the client has not said anything yet; asked of every connection whenever
+        another one comes, so it is an attribute.
     @ivar gave_way: it was closed for another one.
     """
 
     transport: Any
     factory: Any
+    greets = True
+    """Whether the client is greeted by us; it may be forwarded from its first byte."""
 
     def __init__(self, settings: ConnectionSettings, address: IAddress) -> None:
-        self.peer = describe_address(address)
+        self._address = address
+        self.origin = origin_of(address)
         self.handler: IExportHandler | None = None
         self.negotiated: Negotiated | None = None
         self.traffic = TrafficCounters()
@@ -75,19 +94,82 @@ class ServerConnection(Protocol):
         self.advanced_at: float = self.connected_at
         self.settings = settings
         self.gave_way = False
+        self.said_nothing = True
         self._steps = 0
+        self._secured: Secured | None = None
         self._timeout: ConnectionTimeout | None = None
-        self._lifetime = make_lifetime(self)
+        self._made: PhaseContext | None = None
+        self._is_greeted = False
+        self._ended_early = False
+
+    @property
+    def peer(self) -> str:
+        """The client's address, for messages."""
+        return describe_address(self._address)
 
     # IProtocol, and IHalfCloseableProtocol.
 
     def connectionMade(self) -> None:
         """The server speaks first."""
-        transport, runtime = self.transport, self.settings.runtime
-        tune(transport)
-        self._timeout = timeout = ConnectionTimeout(
-            runtime.reactor, transport, lambda: outgoing.waiting, self._silent
+        settings = self.settings
+        self._timeout = ConnectionTimeout(
+            settings.runtime.reactor, self.transport, self._is_waiting, self._silent
         )
+        self._is_greeted = self._greet()
+        if self._is_greeted:
+            self._limit_handshake()
+        else:
+            self._make()
+
+    def _greet(self) -> bool:
+        """Send the greeting at once, past everything that is yet to be made, if that is possible.
+
+        Without a limit of time only the kernel's keepalive finds out that a client is gone, and
+        that is set later.
+        """
+        settings = self.settings
+        if not (self.greets and settings.oldstyle is None and settings.handshake_timeout):
+            return False
+        if not is_plain_socket(self.transport):
+            return False
+        accept_few(getattr(self.transport, "server", None))
+        try:
+            sent: int = settings.runtime.system.send(self.transport.getHandle(), GREETING, 0)
+        except OSError:  # it is gone already, which the transport finds out
+            return False
+        if sent < len(GREETING):
+            self.transport.write(GREETING[sent:])
+        return True
+
+    def _is_waiting(self) -> bool:
+        return self._made is not None and self._made.outgoing.waiting
+
+    @property
+    def _context(self) -> PhaseContext:
+        """What the phases use, made when it is first needed."""
+        return self._made or self._make()
+
+    @property
+    def _phase(self) -> Phase:
+        if self._made is None:
+            self._make()
+        return self._present_phase
+
+    @property
+    def _lifetime(self) -> LifetimeInputs:
+        return self._context.lifetime
+
+    def _make(self, inside_tls: StartTLS | None = None) -> PhaseContext:
+        """Make everything that a client needs who does something, and begin the handshake.
+
+        @param inside_tls: what was agreed on, where it is begun anew inside TLS.
+        """
+        transport, runtime, timeout = self.transport, self.settings.runtime, self._timeout
+        assert timeout is not None
+        self.said_nothing = False
+        if not self._ended_early:
+            tune(transport)
+        lifetime = make_lifetime(self) if self._made is None else self._made.lifetime
         outgoing = RegionProducer(
             transport,
             self._sending_failed,
@@ -96,41 +178,86 @@ class ServerConnection(Protocol):
             system=runtime.system,
         )
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
-        holds = Holds(incoming, self._released)
-        self._context = context = PhaseContext(
+        self._made = context = PhaseContext(
             self.peer,
             outgoing,
             incoming,
-            holds,
+            Holds(incoming, self._released),
             timeout,
-            self._lifetime,
+            lifetime,
             self.traffic,
             self.settings.refused,
         )
-        handshake = HandshakePhase(context, self.settings, self.begin_session, self._advanced)
+        handshake = HandshakePhase(
+            context,
+            self.settings,
+            self.begin_session,
+            self._advanced,
+            begin_tls=self._begin_tls,
+            inside_tls=inside_tls,
+        )
         self._enter(handshake)
-        self.begin(handshake)
+        if self._ended_early:
+            context.lifetime.abort()
+        elif inside_tls is not None:
+            pass  # it has no greeting
+        elif self._is_greeted:
+            handshake.go_on()
+        else:
+            self.begin(handshake)
+        return context
 
     def begin(self, handshake: HandshakePhase) -> None:
+        """Greet the client; an oldstyle handshake consists of nothing else."""
+        if self.settings.oldstyle is None:
+            self._limit_handshake()
         handshake.begin()
 
+    def _limit_handshake(self) -> None:
+        assert self._timeout is not None
+        self._timeout.limit(self.settings.handshake_timeout, self._handshake_took_too_long)
+
+    def _handshake_took_too_long(self, seconds: float) -> None:
+        _log.info(
+            "{peer}: no handshake within {timeout} s; connection closed",
+            peer=self.peer,
+            timeout=seconds,
+        )
+        self.abort()
+
     def _enter(self, phase: Phase) -> None:
-        self._phase = self._context.incoming.protocol = phase
+        self._present_phase = self._context.incoming.protocol = phase
 
     def dataReceived(self, data: bytes) -> None:
-        self._phase.dataReceived(data)
+        if self._secured is None:
+            self._phase.dataReceived(data)
+        else:
+            self._secured.transport.receive(data)
 
     def readConnectionLost(self) -> None:
         """The peer has closed its sending side."""
-        self._phase.finished()
+        if self._secured is not None:
+            self._secured.finished()
+        elif self._made is not None:
+            self._phase.finished()
+        else:
+            self._ended_early = True
+            self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """Never: we close both ways at once."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection was lost, for whatever reason."""
-        context = self._context
-        self._lifetime.lose()
+        context = self._made
+        if context is None:
+            self._ended_early = True
+            assert self._timeout is not None
+            self._timeout.stop()
+            return
+        context.lifetime.lose()
+        if self._secured is not None:
+            self._secured.transport.lost()
         context.incoming.stop()
         context.outgoing.stopProducing()
         context.timeout.stop()
@@ -172,6 +299,74 @@ class ServerConnection(Protocol):
             timeout=seconds,
         )
         self.abort()
+
+    # TLS, and what is said inside it.
+
+    def _begin_tls(self, creator: Any, start: StartTLS) -> None:
+        """Our ACK has left: speak TLS from now on."""
+        from ..transport.secure import SecureTransport  # noqa: PLC0415
+
+        settings, old = self.settings, self._context
+        assert settings.tls is not None
+        secured = Secured(self, settings.tls, settings.tls_log)
+        try:
+            secured.transport = SecureTransport(
+                self.transport,
+                secured,
+                creator,
+                is_client=False,
+                reactor=settings.runtime.reactor,
+                system=settings.runtime.system,
+                seen_empty=old.outgoing.seen_empty,
+            )
+        except Exception as error:  # a policy's creator raises what it likes
+            secured.tls_failed(TLSFailure(str(error)))
+            return
+        old.outgoing.stopProducing()
+        old.incoming.stop()
+        self._secured, self.transport = secured, secured.transport
+        self._make(start)
+        secured.transport.start()
+
+    def tls_stands(self) -> None:
+        """TLS stands, and the client is let in: that is a step of the handshake."""
+        log = self.settings.names_log
+        if (name := self.tls_name) and log.has_room():
+            _log.info(
+                "{peer}: is {name} by its certificate{others}",
+                event="tls-client",
+                peer=self.peer,
+                name=name,
+                others=log.others(),
+            )
+        self._advanced()
+
+    def plaintext_received(self, data: bytes) -> None:
+        self._phase.dataReceived(data)
+
+    def plaintext_finished(self) -> None:
+        """The peer sends no more, as it has said, or as the end of its stream says."""
+        self._phase.finished()
+
+    @property
+    def certificate(self) -> Any:
+        """The client's verified certificate, an C{OpenSSL.crypto.X509}, where TLS stands and it has
+        shown one; else None."""
+        return None if self._secured is None else self._secured.certificate
+
+    @property
+    def tls_name(self) -> str:
+        """Whom the client's verified certificate names, for people; "" where there is none."""
+        if self.certificate is None:
+            return ""
+        from ..transport.certified import peer_name  # noqa: PLC0415
+
+        return peer_name(self.certificate)
+
+    @property
+    def tls_version(self) -> str:
+        """As C{TLSv1.3}; "" without TLS."""
+        return "" if self._secured is None else self._secured.transport.version
 
     # From phase to phase.
 
@@ -227,7 +422,7 @@ class ServerConnection(Protocol):
     @property
     def has_replies_due(self) -> bool:
         """Whether the peer has not taken everything that was queued for it."""
-        return self._context.outgoing.waiting
+        return self._is_waiting()
 
     @property
     def heard_at(self) -> float:
@@ -237,7 +432,7 @@ class ServerConnection(Protocol):
     @property
     def waits_for_us(self) -> bool:
         """Whether the peer can do nothing before we have done something."""
-        return bool(self.connected) and self._phase.waits_for_us
+        return bool(self.connected) and self._made is not None and self._phase.waits_for_us
 
     @property
     def receiving(self) -> tuple[Request, int] | None:
@@ -247,7 +442,7 @@ class ServerConnection(Protocol):
     @property
     def has_asked(self) -> bool:
         """Whether the peer has asked anything of an export."""
-        return bool(self.connected) and self._phase.has_asked
+        return bool(self.connected) and self._made is not None and self._phase.has_asked
 
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}.
@@ -285,7 +480,11 @@ class ServerConnection(Protocol):
 
     def abort(self) -> None:
         """Close at once."""
-        self._lifetime.abort()
+        if self._made is not None:
+            self._lifetime.abort()
+        else:
+            self._ended_early = True
+            self.transport.abortConnection()
 
     def give_way(self) -> None:
         """Close at once, for another connection."""

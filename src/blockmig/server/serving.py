@@ -45,6 +45,7 @@ from ..nbd import (
     served_export_name,
 )
 from ..runtime import BoundedThreads, Runtime
+from ..transport import ServerTLS
 from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
@@ -148,12 +149,15 @@ class Server:
     @param oldstyle: speak the old handshake.
     @param max_connections: how many connections there may be at a time; 0 for no limit. One that
         has asked nothing of the disk is closed for a new one.
+    @param max_per_address: how many of them one IPv4 address, or one IPv6 network of 64 bits, may
+        have; 0 for no limit. This host's own (loopback, UNIX sockets) has none.
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
     @param request_timeout: seconds of silence after which a client that has begun a request, or has
         replies to take, is given up; 0 for never.
     @param latency: measures how quick the disk is; None for the default.
+    @param tls: how its clients may, or must, speak TLS; None where it is not offered.
     @param runtime: reactor, threads and system calls; None for the real ones.
-    @raise ValueError: C{export} is too long.
+    @raise ValueError: C{export} is too long, or the old handshake is to be spoken with TLS.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
     @raise Refused: it cannot be a disk, or the records beside it do not call it the canonical copy.
@@ -167,11 +171,15 @@ class Server:
         read_only: bool = False,
         oldstyle: bool = False,
         max_connections: int = 0,
+        max_per_address: int = 0,
         handshake_timeout: float = 30.0,
         request_timeout: float = 300.0,
         latency: LatencyMonitor | None = None,
+        tls: ServerTLS | None = None,
         runtime: Runtime | None = None,
     ) -> None:
+        if oldstyle and tls is not None:
+            raise ValueError("the old handshake has no TLS")
         if len(export.encode()) > MAXIMUM_NAME:
             raise ValueError(f"the export's name is longer than {MAXIMUM_NAME} bytes")
         given, disk = disk, guarded(disk)
@@ -202,6 +210,7 @@ class Server:
             structured=True,
             handshake_timeout=handshake_timeout,
             idle_timeout=request_timeout,
+            tls=tls,
         )
         self._clients = Clients()
         self._held_at = 0.0
@@ -224,6 +233,7 @@ class Server:
             self._clients,
             self._access,
             most=max_connections,
+            most_of_one=max_per_address,
             is_open=lambda: not self._ending.begun,
             relay=lambda: self._ending.relay,
         )

@@ -135,7 +135,7 @@ async def listen(
         else:
             if not IListeningPort.providedBy(port):
                 raise CannotListen(f"{text} accepts no connections")
-            _accept_few(port)
+            accept_few(port)
             return port
         number = getattr(reason, "errno", None)
         why, busy = _why_not(reason)
@@ -179,15 +179,19 @@ def _shielded(listening: defer.Deferred[IListeningPort]) -> defer.Deferred[IList
     return waiting
 
 
-def listening_uris(port: IListeningPort, export: str) -> tuple[list[str], bool]:
+def listening_uris(
+    port: IListeningPort, export: str, *, tls: bool = False
+) -> tuple[list[str], bool]:
     """The URIs that reach C{port}, and whether only this machine can use them.
 
     Where it listens on every address of this machine, there is one for each that others can use.
+
+    @param tls: clients have to use TLS.
     """
     address = port.getHost()
     if isinstance(address, UNIXAddress):
         path = os.fsdecode(address.name or b"")  # any bytes
-        return [str(NBDURI(export=export, socket=path))], True
+        return [str(NBDURI(export=export, socket=path, tls=tls))], True
     if isinstance(address, IPv4Address | IPv6Address):
         host = address.host
         local = host.startswith("127.") or host == "::1"
@@ -196,7 +200,9 @@ def listening_uris(port: IListeningPort, export: str) -> tuple[list[str], bool]:
             hosts = host_addresses(socket.AF_INET) or ["127.0.0.1"]
         elif host == "::":
             hosts = host_addresses(_families(port)) or ["::1"]
-        return [str(NBDURI(export=export, host=one, port=address.port)) for one in hosts], local
+        port_number = address.port
+        found = [NBDURI(export=export, host=one, port=port_number, tls=tls) for one in hosts]
+        return list(map(str, found)), local
     return [str(address)], False
 
 
@@ -227,12 +233,10 @@ def tune(transport: Any) -> None:
     (a quarter of the time of a migration on one machine); TCP's grows by itself, and is worse when
     set. Does nothing on a transport that is no plain socket.
 
-    The port that has made it accepts only some 20 connections in a turn of the reactor, instead of
-    100 and more: others can be closed for them only in the next.
     """
     if not is_plain_socket(transport):
         return
-    _accept_few(getattr(transport, "server", None))
+    accept_few(getattr(transport, "server", None))
     handle = transport.getHandle()
     if handle.family == socket.AF_UNIX:
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
@@ -246,8 +250,11 @@ def tune(transport: Any) -> None:
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
 
 
-def _accept_few(port: Any) -> None:
-    """Have a port of Twisted's accept few connections in a turn; see L{tune}."""
+def accept_few(port: Any) -> None:
+    """Have a port of Twisted's accept only some 20 connections in a turn of the reactor.
+
+    By itself it accepts 100 and more; and others can be closed for them only in the next turn.
+    """
     if hasattr(port, "numberAccepts"):
         port.numberAccepts = 1  # it adds 20 whenever it has accepted as many
 
