@@ -255,16 +255,29 @@ def _record(parsed: dict[str, Any]) -> Record:
             value = Location(**value)
             if not all(isinstance(part, str) for part in asdict(value).values()):
                 raise ValueError(f"{name} is not made of strings")
+            if not all(map(is_possible_text, asdict(value).values())):
+                raise ValueError(f"{name} is {asdict(value)!r}")
         elif kind == "Phase":
             value = Phase(value)
         elif kind == "tuple[str, ...]":
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 raise ValueError(f"{name} is {value!r}")
             value = tuple(value)
-        elif type(value).__name__ != kind:
+        elif type(value).__name__ != kind or (kind == "str" and not is_possible_text(value)):
             raise ValueError(f"{name} is {value!r}")
         values[name] = value
     return Record(**values)
+
+
+def is_possible_text(text: str) -> bool:
+    """Whether the system has such texts: all of ours are names that it gave us, or made of them.
+
+    In JSON there can be others, with which its calls raise ValueError.
+    """
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def timestamp() -> str:

@@ -25,7 +25,7 @@ from typing import Final
 
 from ...interfaces import IDisk
 from ...storage import held_descriptor, is_device_identity, same_disk
-from .files import Kind, Location, Record
+from .files import Kind, Location, Record, is_possible_text
 
 ATTRIBUTES: Final = {
     Kind.MIGRATED: "user.blockmig.migrated",
@@ -136,4 +136,4 @@ def _read(descriptor: int, kind: Kind) -> Mark | None:
     except (AttributeError, ValueError, KeyError, TypeError, RecursionError):
         return None
     texts = [*other.values(), mark.migration, mark.disk, mark.identity, mark.retired]
-    return mark if all(isinstance(text, str) for text in texts) else None
+    return mark if all(isinstance(text, str) and is_possible_text(text) for text in texts) else None
