@@ -315,6 +315,23 @@ def test_a_sender_whose_file_system_is_aborted_fails(processes: Processes, room:
     assert short(inspected(processes, room / "copy.img")) == says
 
 
+def test_a_server_whose_file_system_is_aborted_answers_EIO(
+    processes: Processes, room: Path
+) -> None:
+    with failing_directory(room / "failing") as failing:
+        random_image(failing.backing / "web.img", SIZE)
+        server = serve(processes, room, failing.path / "web.img")
+        with wire.client(server.uri) as client:
+            assert client.ask(wire.WRITE, 0, 4096, b"x" * 4096) == 0
+            failing.abort()
+            assert client.ask(wire.READ, 2 * MIB, 4096) == errno.EIO
+            assert client.ask(wire.WRITE, MIB, 4096, b"x" * 4096) == errno.EIO
+            assert client.ask(wire.FLUSH) == errno.EIO
+        server.signal(signal.SIGTERM)
+        assert server.wait(30) == 3, server.stderr
+        assert inspected(processes, failing.backing / "web.img") == "canonical"
+
+
 IMPATIENT = (
     sys.executable,
     "-c",
