@@ -117,6 +117,18 @@ class ServedTests(Case):
         )
         self.assertLess(waits, 1 << 20)
 
+    def test_TLS_begins_when_the_answer_has_left(self):
+        """A slow client still gets it, and in plain."""
+        peer = self.peer()
+        peer.plain()
+        peer.socket.room = 0
+        self.assertEqual(b"", peer.say_plain(FIXED + STARTTLS))
+        peer.socket.room = None
+        peer.run()
+        self.assertEqual(ACK, peer.plain())
+        peer.shake()
+        self.assertEqual([OptionReply.INFO, OptionReply.ACK], peer.go())
+
     def test_an_aborted_client_is_gone(self):
         peer = self.secured()
         peer.go()
