@@ -184,7 +184,8 @@ def _server_starts_tls(mode: int, stream: bytes) -> None:
         need(not {2, 3, 4} & set(replies), "something is told without TLS")
     if isinstance(result, StartTLS):
         need(offer != TLSOffer.NONE, "TLS that is not offered")
-        said, result, _, _ = _shake(make(result.flags), pieces(rest))
+        need(not rest, "what was said in plain counts inside TLS")
+        said, result, _, _ = _shake(make(result.flags), pieces(stream[20:]))
         need(not isinstance(result, StartTLS), "TLS inside TLS")
         need(said[:8] != b"NBDMAGIC", "a second greeting")
 
