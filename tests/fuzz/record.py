@@ -13,6 +13,7 @@ import os
 import random
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -38,11 +39,23 @@ from blockmig.nbd import (
     ServerTransmission,
     oldstyle_hello,
 )
+from tests.unit.served import option
 
 from .control import MIRROR
 from .corpora import DIRECTORY, write_corpus
 from .target import TARGETS
-from .whole import CONNECT_ACT, COPY_SIZE, DATA_ACT, END_ACT, SENT, SIZE, SWITCH_ACT, Wire, act
+from .whole import (
+    CONNECT_ACT,
+    COPY_SIZE,
+    DATA_ACT,
+    END_ACT,
+    PLAIN_START,
+    SENT,
+    SIZE,
+    SWITCH_ACT,
+    Wire,
+    act,
+)
 from .wire import EXPORTS
 
 _BLOCKMIG: Final = str(Path(sys.executable).with_name("blockmig"))
@@ -406,6 +419,20 @@ def _disconnects() -> Iterator[tuple[str, bytes]]:
             yield f"after {after} bytes", b"\5" + where + data
 
 
+def _tls() -> Iterator[tuple[str, bytes]]:
+    greeting = b"NBDMAGICIHAVEOPT\0\3"
+    acknowledged = struct.pack("!QIII", 0x3E889045565A9, 5, 1, 0)
+    for mode in range(0, 6, 2):
+        yield f"a client, {mode}", bytes((mode,)) + b"\0\0\0\3" + option(5)
+        inside = option(8) + option(3) + PLAIN_START[4:]
+        yield "and goes on", bytes((mode,)) + b"\0\0\0\3" + option(5) + inside
+    for mode in (1, 3):
+        yield "a server", bytes((mode,)) + greeting + acknowledged
+        yield "that injects", bytes((mode,)) + greeting + acknowledged + acknowledged
+        refused = struct.pack("!QIII", 0x3E889045565A9, 5, 2**31 + 2, 3) + b"no!"
+        yield "that refuses", bytes((mode,)) + greeting + refused
+
+
 def _fields() -> Iterator[tuple[str, bytes]]:
     choose = random.Random(6)
     for where in (b"", b"f"):
@@ -456,6 +483,7 @@ def main() -> None:
     write_corpus("handoff-message", _messages())
     write_corpus("mark", _marks())
     write_corpus("verdict", _verdicts())
+    write_corpus("starttls", _tls())
     write_corpus("fields", _fields())
     write_corpus("control", _controls())
     write_corpus("uri", (("by hand", uri.encode()) for uri in _URIS))

@@ -22,6 +22,9 @@ from blockmig.nbd import (
     Request,
     ServerHandshake,
     ServerTransmission,
+    StartTLS,
+    TLSOffer,
+    TLSRefused,
     TransmissionFlag,
     check_request,
     describe_refusal,
@@ -48,14 +51,15 @@ def _shake(handshake, chunks):
     for chunk in chunks:
         try:
             handshake.receive_data(chunk)
-        except (ProtocolError, HandshakeRefused) as raised:
+        except (ProtocolError, HandshakeRefused, TLSRefused) as raised:
             error = (type(raised), str(raised))
         said += handshake.data_to_send()
         event = handshake.next_event()
         if event is not None:
             need(result is None, "a handshake that ends twice")
             result = event
-        if error is not None:
+        # What comes after STARTTLS is not this handshake's.
+        if error is not None or isinstance(result, StartTLS):
             break
     if result is not None:
         rest = handshake.trailing_data()
@@ -150,6 +154,57 @@ def client_handshake(data: bytes) -> None:
     need(not result.allocation or result.structured, "a context without structured replies")
     need(result.export.minimum_block >= 1, "no block")
     need(result.export.maximum_payload >= result.export.minimum_block, "no payload")
+
+
+@target("starttls", longest=2000, seeds=("starttls", "to-server"))
+def starttls(data: bytes) -> None:
+    """STARTTLS at either end, and what follows inside TLS; the first byte says which end it is."""
+    if not data:
+        return
+    if data[0] & 1:
+        _client_starts_tls(data[0], data[1:])
+    else:
+        _server_starts_tls(data[0], data[1:])
+
+
+def _server_starts_tls(mode: int, stream: bytes) -> None:
+    offer = list(TLSOffer)[(mode >> 1) % len(TLSOffer)]
+
+    def make(inside=None):
+        return ServerHandshake(
+            EXPORTS.get, lambda: list(EXPORTS), True, tls=offer, inside_tls=inside
+        )
+
+    said, result, _, rest = _shake(make(), [stream])
+    replies = (
+        {kind for _, kind in option_replies(said[18:])} if 1 not in whole_options(stream) else ()
+    )
+    if offer == TLSOffer.REQUIRED:
+        need(not isinstance(result, Negotiated), "an export without TLS")
+        need(not {2, 3, 4} & set(replies), "something is told without TLS")
+    if isinstance(result, StartTLS):
+        need(offer != TLSOffer.NONE, "TLS that is not offered")
+        need(not rest, "what was said in plain counts inside TLS")
+        said, result, _, _ = _shake(make(result.flags), pieces(stream[20:]))
+        need(not isinstance(result, StartTLS), "TLS inside TLS")
+        need(said[:8] != b"NBDMAGIC", "a second greeting")
+
+
+def _client_starts_tls(mode: int, stream: bytes) -> None:
+    def make():
+        client = ClientHandshake("", (".handoff",), structured=bool(mode & 2))
+        client.start_tls()
+        return client
+
+    for chunks in ([stream], pieces(stream)):
+        client = make()
+        said, result, _, rest = _shake(client, chunks)
+        need(set(whole_options(said)) <= {5}, "something is asked without TLS")
+        need(not isinstance(result, Negotiated), "it goes on without TLS")
+        if isinstance(result, StartTLS):
+            need(not rest, "what was said in plain counts inside TLS")
+            said, result, _, _ = _shake(client.over_tls(result), pieces(stream[38:]))
+            need(5 not in whole_options(b"\0\0\0\3" + said), "TLS inside TLS")
 
 
 @target("oldstyle", longest=400, seeds="to-client-oldstyle")
