@@ -10,7 +10,7 @@ DEMO_NEEDS := mke2fs:e2fsprogs e2fsck:e2fsprogs
 TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-io:qemu-utils \
     qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
     nbd-server:nbd-server nbdfuse:libnbd-bin fio:fio strace:strace ip:iproute2 prlimit:util-linux setpriv:util-linux \
-    mkfs.ext4:e2fsprogs fstrim:util-linux nsenter:util-linux sshd:openssh-server ssh:openssh-client
+    mkfs.ext4:e2fsprogs fstrim:util-linux nsenter:util-linux systemd-analyze:systemd sshd:openssh-server ssh:openssh-client
 PROOF_NEEDS := $(TEST_NEEDS) qemu-system-x86_64:qemu-system-x86 busybox:busybox-static \
     debugfs:e2fsprogs '/usr/lib/*/faketime/libfaketime.so.1:libfaketime' \
     '/boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64'

@@ -40,17 +40,20 @@ if TYPE_CHECKING:
     from .migration.source.resume import resume
     from .migration.source.sender import Sender
     from .runtime import Runtime, go_by_monotonic_clock
-    from .server import Exports, Relay, Server
+    from .server import AllowList, Exports, Relay, Server
     from .storage import BlockDisk, FileDisk, open_disk
+    from .transport import ClientTLS, ServerTLS, TLSFailure
 
 __version__ = "0.1.0"
 
 _MODULES: Final = {
+    "AllowList": "server",
     "AlreadyDone": "errors",
     "BlockDisk": "storage",
     "CheckItem": "migration.check.report",
     "CheckReport": "migration.check.report",
     "CheckResult": "migration.check.report",
+    "ClientTLS": "transport",
     "Converge": "migration.mirror.pre_copy",
     "Destination": "client",
     "ExitStatus": "errors",
@@ -71,7 +74,9 @@ _MODULES: Final = {
     "Runtime": "runtime",
     "Sender": "migration.source.sender",
     "Server": "server",
+    "ServerTLS": "transport",
     "Summary": "errors",
+    "TLSFailure": "transport",
     "Unconfirmed": "errors",
     "check_migration": "migration.check.check",
     "examine": "migration.records.verdict",
@@ -82,11 +87,13 @@ _MODULES: Final = {
 }
 
 __all__ = [
+    "AllowList",
     "AlreadyDone",
     "BlockDisk",
     "CheckItem",
     "CheckReport",
     "CheckResult",
+    "ClientTLS",
     "Converge",
     "Destination",
     "ExitStatus",
@@ -107,7 +114,9 @@ __all__ = [
     "Runtime",
     "Sender",
     "Server",
+    "ServerTLS",
     "Summary",
+    "TLSFailure",
     "Unconfirmed",
     "check_migration",
     "examine",

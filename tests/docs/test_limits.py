@@ -18,7 +18,7 @@ from blockmig.server.admission import A_FEW, KEPT_FREE, MOST_UNPROVED
 from blockmig.units import LONGEST_TEXT
 
 ROOT = Path(__file__).resolve().parents[2]
-KIB, MIB = 1 << 10, 1 << 20
+MIB = 1 << 20
 
 _TABLE: Final = (ROOT / "docs" / "security.md").read_text().partition("## Limits")[2]
 ROWS: Final = [
@@ -36,7 +36,7 @@ NUMBERS: Final = {
     "file descriptors": f"{KEPT_FREE} are kept free",
     "message of the hand-off": f"{MESSAGE_SIZE} bytes",
     "names that it lists": f"{MOST_NAMES}",
-    "body of a request on the control socket": f"{MAXIMUM_BODY // KIB} KiB",
+    "body of a request on the control socket": f"{MAXIMUM_BODY // MIB} MiB",
     "a text of others' that is shown": f"{LONGEST_TEXT} characters",
 }
 

@@ -18,7 +18,11 @@ DOCUMENTS = [
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "performance.md"),
 ]
 # Names of other people's.
-OTHERS = {"TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"}
+OTHERS = {
+    *("TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"),
+    *("LoadCredential", "MemoryDenyWriteExecute", "ReadWritePaths", "SupplementaryGroups"),
+    *("ExecReload", "TimeoutStartSec"),
+}
 UNITS = {"MiB", "GiB"}
 
 

@@ -162,9 +162,10 @@ TABLE: tuple[tuple[str, int, str], ...] = (
         "PATH is expected (see `blockmig send --help`)",
     ),
     (
-        "send disk nbds://host/",
+        "send disk nbds://host/?tls-psk-file=keys",
         1,
-        "nbds: URIs are not supported; use nbd: or nbd+unix: (see `blockmig send --help`)",
+        "tls-psk-file: pre-shared keys are not supported: use tls-certificates=DIR (see `blockmig "
+        "send --help`)",
     ),
     (
         "send disk nbd://host:99999/",

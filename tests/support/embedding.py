@@ -92,14 +92,16 @@ async def sending(
     system: SystemCalls | None = None,
     **options: Any,
 ) -> AsyncIterator[Sender]:
-    """A sender, not yet started; C{to} is an endpoint, its description, or a TCP port's number."""
+    """A sender, not yet started; C{to} is an endpoint, its description, a TCP port's number,
+    or a destination."""
     calls = system or SystemCalls()
     if isinstance(to, int):
         to = f"tcp:127.0.0.1:{to}"
     endpoint = clientFromString(reactor, to) if isinstance(to, str) else to
     options.setdefault("retry_policy", lambda failures: 0.01)
     disk = FileDisk(str(path), writable=False, system=calls)
-    sender = made(Sender, disk, Destination(endpoint), system=calls, **options)
+    there = to if isinstance(to, Destination) else Destination(endpoint)
+    sender = made(Sender, disk, there, system=calls, **options)
     try:
         yield sender
     finally:

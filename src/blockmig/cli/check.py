@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import NBDURI
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
 from .values import parse_some_seconds
@@ -60,6 +60,7 @@ class Options(usage.Options):
     optParameters: ClassVar[tuple[Parameter, ...]] = (
         common.ID,
         common.SECRET,
+        *tls.SENDER_PARAMETERS,
         common.MAX_RATE,
         Parameter(
             "timeout",
@@ -81,6 +82,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
+        self.uri = tls.secure(self.uri, self)
 
 
 def run(options: usage.Options) -> int:

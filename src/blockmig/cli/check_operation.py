@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from ..client import Destination
 from ..errors import ExitStatus, GaveUp, LocalFailure
 from ..migration.check.check import check_migration
 from ..migration.check.report import CheckItem, CheckReport
@@ -19,6 +18,7 @@ from ..transport import client_endpoint
 from ..units import printable
 from .logs import warn_of_again
 from .send import SendingOptions
+from .tls import destination_at
 from .usage import OutputFailed, flush_output, show
 from .wording import in_options
 
@@ -38,7 +38,7 @@ class CheckOperation:
     @param show: prints a text.
     """
 
-    survives_hangup: Final = False
+    hung_up: Final = None
 
     def __init__(
         self,
@@ -57,11 +57,7 @@ class CheckOperation:
     async def run(self) -> ExitStatus:
         options, as_json = self._options, bool(self._options["json"])
         warn_of_again(options)  # of `send`
-        destination = Destination(
-            self._make_endpoint(self._runtime.reactor, options.uri),
-            options.uri.export,
-            str(options.uri),
-        )
+        destination = destination_at(options.uri, self._make_endpoint, self._runtime.reactor)
         self._checking = check_migration(
             options["file"],
             destination,
@@ -84,16 +80,16 @@ class CheckOperation:
         except CancelledError:
             raise GaveUp(f"{self._stop_reason}; the check has changed nothing") from None
         if as_json:
-            self._print(json.dumps(self._as_json(report)))
+            self._print(json.dumps(self._as_json(report, destination.uri)))
         else:
             self._print(printable(report.conclusion))
         return ExitStatus.DONE if report.can_begin else ExitStatus.REFUSED
 
-    def _as_json(self, report: CheckReport) -> dict[str, Any]:
+    def _as_json(self, report: CheckReport, destination: str) -> dict[str, Any]:
         found = report.as_json()
         for item in found["checks"]:
             item["message"] = in_options(item["message"])
-        return {"disk": self._options["file"], "destination": str(self._options.uri), **found}
+        return {"disk": self._options["file"], "destination": destination, **found}
 
     def _tell(self, item: CheckItem) -> None:
         self._print(printable(f"{item.result:<8} {item.message}"))

@@ -124,6 +124,12 @@ def _inspect(options: Options) -> int:
             for state in states
             if state.in_use and not note
         ]
+        lines += [
+            f"note: {why}"
+            for state in states
+            for why in state.bad.values()
+            if why not in verdict.why
+        ]
         usage.show("\n".join(printable(usage.with_any_name(line)) for line in lines))
     return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED
 

@@ -40,5 +40,5 @@ def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Wri
         reactor,
         report(operation),
         operation.stop,
-        survives_hangup=operation.survives_hangup,
+        operation.hung_up,
     )

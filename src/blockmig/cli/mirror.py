@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import NBDURI, parse_uri
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
 from .values import one_of, parse_milliseconds
@@ -26,7 +26,8 @@ class Options(usage.Options):
     synopsis = "blockmig mirror --control PATH URI [options]"
     longdesc = (
         "Move the disk of a running `blockmig serve` to the NBD server at URI "
-        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as seen from the server) "
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as seen from the server; with "
+        "TLS nbds and nbds+unix) "
         "while clients go on using it. What they write meanwhile is sent again, until so little is "
         "left that the hand-off can begin: the clients' requests are held for a moment, the rest "
         "is sent, and the source is retired: deleted (--unlink), or marked as migrated.\n\n"
@@ -63,6 +64,7 @@ class Options(usage.Options):
     optParameters: ClassVar[tuple[Parameter, ...]] = (
         common.ID,
         common.SECRET,
+        *tls.SENDER_PARAMETERS,
         common.MAX_RATE,
         Parameter(
             "max-pause",
@@ -116,6 +118,7 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         common.check_verbosity(self)
         self.secret = common.secret_of(self)
+        self.uri = tls.secure(self.uri, self)
         common.check_again(self)
         common.check_control(self)
         if self["wait"] and self["no-wait"]:
@@ -125,7 +128,8 @@ class Options(usage.Options):
         if self["relay-to"] is not None:
             if self["then"] != "relay":
                 raise usage.UsageError("--relay-to is only for --then relay")
-            self.relay_to = usage.parse_value(self["relay-to"], parse_uri, "--relay-to")
+            relay_to = usage.parse_value(self["relay-to"], parse_uri, "--relay-to")
+            self.relay_to = tls.with_certificates(relay_to, self["tls-certificates"])
 
 
 def run(options: Options) -> int:

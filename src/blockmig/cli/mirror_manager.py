@@ -34,6 +34,7 @@ from ..nbd import NBDURI, BadURI, parse_uri
 from ..runtime import Runtime
 from ..server import Server
 from ..storage import DiskRefused
+from .tls import check_client, destination_at, with_certificates
 
 _log = Logger()
 
@@ -48,6 +49,7 @@ class MirrorManager:
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     @param in_use_anyway: other programs may have the disk open.
     @param linger: seconds for which a relay keeps its address, unless the mirror says otherwise.
+    @param certificates: the directory with those for TLS, unless the mirror names another.
     @ivar current: the mirror that is running, or the last one.
     """
 
@@ -56,8 +58,10 @@ class MirrorManager:
         server: Server,
         runtime: Runtime,
         make_endpoint: Callable[[Any, NBDURI], Any],
+        *,
         in_use_anyway: bool = False,
         linger: float = 0.0,
+        certificates: str = "",
     ) -> None:
         self.current: Mirror | None = None
         self._server = server
@@ -65,6 +69,7 @@ class MirrorManager:
         self._make_endpoint = make_endpoint
         self._in_use_anyway = in_use_anyway
         self._linger = linger
+        self._certificates = certificates
         self._expected_waiter: Deferred[None] | None = None
 
     @property
@@ -144,7 +149,8 @@ class MirrorManager:
         if body.one_of("then", "exit", "relay") == "relay":
             if body.has("relay_to"):
                 after = body.uri("relay_to")
-            successor = self._destination(after)
+            # Its record has to say all that connecting again takes, after a restart too.
+            successor = self._destination(after, str(after))
         return Mirror(
             self._server,
             self._destination(uri, body.address()),
@@ -165,8 +171,10 @@ class MirrorManager:
         )
 
     def _destination(self, uri: NBDURI, address: str = "") -> Destination:
-        endpoint = self._make_endpoint(self._runtime.reactor, uri)
-        return Destination(endpoint, uri.export, address or str(uri))
+        uri = with_certificates(uri, self._certificates)
+        found = destination_at(uri, self._make_endpoint, self._runtime.reactor, address)
+        check_client(uri, found.tls)
+        return found
 
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
         if isinstance(result, Failure):

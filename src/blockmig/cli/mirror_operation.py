@@ -74,7 +74,7 @@ class MirrorOperation:
     @param in_thread: calls a function in a thread, and returns a Deferred of its result.
     """
 
-    survives_hangup: Final = False
+    hung_up: Final = None
 
     def __init__(
         self,

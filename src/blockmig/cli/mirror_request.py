@@ -6,20 +6,18 @@ Waits only until the destination has accepted or refused; needs no reactor.
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
 
 from twisted.logger import Logger
 
 from ..control import ControlError, ControlLost, ask
 from ..errors import ExitStatus, GaveUp, MigrationError, Refused, Unconfirmed
-from ..nbd import NBDURI
 from ..units import printable
 from .logs import warn_of_again
 from .mirror import Options
+from .tls import absolute
 
 _log = Logger()
 
@@ -52,7 +50,7 @@ def request_body(options: Options) -> dict[str, Any]:
     """The body of the request for the mirror that C{options} describe."""
     linger = options["linger"]
     return {
-        "uri": _absolute(options.uri),
+        "uri": str(absolute(options.uri)),
         "unlink": bool(options["unlink"]),
         "again": bool(options["again"]),
         "overwrite": bool(options["overwrite"]),
@@ -64,14 +62,9 @@ def request_body(options: Options) -> dict[str, Any]:
         "timeout": options["timeout"],
         "converge": options["converge"],
         "then": options["then"],
-        "relay_to": None if options.relay_to is None else _absolute(options.relay_to),
+        "relay_to": None if options.relay_to is None else str(absolute(options.relay_to)),
         "linger": "forever" if linger == math.inf else linger,
     }
-
-
-def _absolute(uri: NBDURI) -> str:
-    """C{uri} with an absolute path of the socket: the server's current directory is another."""
-    return str(replace(uri, socket=os.path.abspath(uri.socket)) if uri.socket else uri)
 
 
 def log_started(answer: Any) -> None:

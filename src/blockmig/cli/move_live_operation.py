@@ -57,7 +57,7 @@ _OVER: Final = ("complete", "failed", "broken")
 class MoveLiveOperation:
     """Moves the disk of a running server."""
 
-    survives_hangup: Final = False
+    hung_up: Final = None
 
     def __init__(
         self, options: Options, runtime: Runtime, display: Display, ask: Ask = ask

@@ -54,7 +54,7 @@ _log = Logger()
 class MoveOperation:
     """Moves the disk, or finishes a move whose source was retired in an earlier run."""
 
-    survives_hangup: Final = False
+    hung_up: Final = None
 
     def __init__(self, options: Options, runtime: Runtime, display: Display) -> None:
         self._options = options

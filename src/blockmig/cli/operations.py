@@ -22,11 +22,11 @@ _log = Logger()
 class Operation(Protocol):
     """A command that is running.
 
-    @ivar survives_hangup: it goes on when its terminal or session ends.
+    @ivar hung_up: called on SIGHUP; None if that ends it, as when its terminal or session ends.
     """
 
     @property
-    def survives_hangup(self) -> bool: ...
+    def hung_up(self) -> Callable[[], None] | None: ...
 
     async def run(self) -> Summary | ExitStatus | None:
         """Run to the end; None if nothing was migrated, or a status if it has said why itself."""
@@ -36,16 +36,19 @@ class Operation(Protocol):
 
 
 def run_operation(
-    reactor: Any, coroutine: Any, stop: Callable[[str], None], *, survives_hangup: bool = False
+    reactor: Any,
+    coroutine: Any,
+    stop: Callable[[str], None],
+    hung_up: Callable[[], None] | None = None,
 ) -> int:
     """Run the reactor until C{coroutine} returns an exit status; a signal calls C{stop}.
 
-    @param survives_hangup: but SIGHUP does not.
+    @param hung_up: is called on SIGHUP instead.
     """
     status: list[int] = []
 
     def begin() -> None:
-        on_signals(reactor, stop, survives_hangup=survives_hangup)
+        on_signals(reactor, stop, hung_up)
         Deferred.fromCoroutine(coroutine).addCallback(end)
 
     def end(result: int) -> None:

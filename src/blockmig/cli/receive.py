@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from ..nbd import LONGEST_SUFFIX, MAXIMUM_NAME
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
 from .values import parse_bytes, parse_seconds
@@ -30,17 +30,19 @@ class Options(usage.Options):
     )
     examples = (
         (
-            "blockmig receive web.img --listen 192.0.2.7:10809",
-            "Make web.img, as large as the disk that arrives at that address of this host.",
+            "blockmig receive web.img --listen 192.0.2.7:10809 --allow 192.0.2.4",
+            "Make web.img, as large as the disk that arrives at that address of this host from "
+            "192.0.2.4.",
         ),
         (
-            "blockmig receive /dev/vg0/web --listen 0.0.0.0:10809 --id web-7",
-            "Receive into a device, at every address of this host, from the sender with that ID "
-            "only.",
+            "blockmig receive /dev/vg0/web -l 0.0.0.0:10809 --allow 10.0.0.0/8 --id web-7",
+            "Receive into a device, at every address of this host, from that network and from the "
+            "sender with that ID only.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
+        common.INSECURE,
         common.OLDSTYLE,
         common.AGAIN,
         Flag(
@@ -67,6 +69,7 @@ class Options(usage.Options):
             "First end the receiver of the same --id and disk that was started with --replace too, "
             "and is still there.",
         ),
+        tls.VERIFY_PEER,
         common.VERBOSE,
         common.QUIET,
     )
@@ -85,9 +88,12 @@ class Options(usage.Options):
             group=Group.HOW_MUCH,
         ),
         common.LISTEN,
+        common.ALLOW,
+        common.ALLOW_UID,
         common.EXPORT,
         common.ID,
         common.SECRET,
+        *tls.LISTENER_PARAMETERS,
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "idle-timeout",
@@ -121,6 +127,7 @@ class Options(usage.Options):
         if self["replace"] and self["control"]:
             raise usage.UsageError("--replace has a control socket of its own: leave out --control")
         common.check_export(self["export"], MAXIMUM_NAME - LONGEST_SUFFIX)
+        tls.check_listener(self, [self["listen"]] if self["listen"] is not None else [])
 
 
 def run(options: Options) -> int:

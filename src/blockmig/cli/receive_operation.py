@@ -29,9 +29,11 @@ from ..storage import (
     open_disk,
 )
 from ..transport import server_endpoint
+from .admittance import Admittance
 from .listening import Listening, ListeningExport
 from .logs import warn_of_again
 from .receive import Options
+from .tls import ListenerTLS, listener_tls
 
 _log = Logger()
 
@@ -42,7 +44,7 @@ class ReceiveOperation:
     @param make_endpoint: makes an endpoint to listen with, from the reactor and its description.
     """
 
-    survives_hangup: Final = False
+    hung_up: Final = None
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class ReceiveOperation:
         self._receiver: Receiver | None = None
         self._stop_reason = ""
         self._routes: Routes = {}
+        self._tls = ListenerTLS()
 
     async def run(self) -> Summary:
         if not self._options["end-with-stdin"]:
@@ -74,13 +77,22 @@ class ReceiveOperation:
     async def _run(self) -> Summary:
         options = self._options
         warn_of_again(options)
+        try:
+            self._tls = listener_tls(options, for_each=True)
+        except Refused:
+            self._check_records()  # what was received already needs no certificates
+            raise
         control = options["control"]
         if options["replace"]:
             control = await self._replace()
         self._check_records()
         endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
-            self._runtime.reactor, endpoints, control, self._make_endpoint
+            self._runtime.reactor,
+            endpoints,
+            control,
+            self._make_endpoint,
+            admittance=Admittance.of(options),
         )
         disk = self._open()
         try:
@@ -170,6 +182,7 @@ class ReceiveOperation:
                 no_space_check=bool(options["no-space-check"]),
             ),
             identity=Identity(options["id"] or "", options.secret),
+            tls=self._tls.policy,
             runtime=self._runtime,
         )
 
@@ -204,6 +217,7 @@ class ReceiveOperation:
             receiver.status,
             self._routes,
             size=disk.size,
+            tls=self._tls,
         )
         try:
             await listening.open(target, options["give-up-after"] or None)

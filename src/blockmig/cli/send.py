@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..nbd import NBDURI
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Parameter
 
@@ -38,11 +38,11 @@ class Options(usage.Options):
     synopsis = "blockmig send DISK URI [options]"
     longdesc = (
         "Send DISK, a raw image or block device, to the NBD server at URI "
-        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH). When all of it is durable "
-        "there, DISK is retired: deleted (--unlink), or marked as migrated. If the connection is "
-        "lost, the migration starts again from the beginning (see --give-up-after). If the command "
-        "is interrupted after DISK was retired, run it again to finish; nothing is copied "
-        "twice.\n\n"
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH; with TLS nbds and nbds+unix). "
+        "When all of it is durable there, DISK is retired: deleted (--unlink), or marked as "
+        "migrated. If the connection is lost, the migration starts again from the beginning (see "
+        "--give-up-after). If the command is interrupted after DISK was retired, run it again to "
+        "finish; nothing is copied twice.\n\n"
         "SIGINT (Ctrl-C), SIGTERM or SIGHUP (the end of the terminal or ssh session) stops it: use "
         "systemd-run, tmux or nohup for a long migration."
     )
@@ -77,6 +77,7 @@ class Options(usage.Options):
     optParameters: ClassVar[tuple[Parameter, ...]] = (
         common.ID,
         common.SECRET,
+        *tls.SENDER_PARAMETERS,
         common.MAX_RATE,
         common.TIMEOUT,
         common.GIVE_UP_AFTER,
@@ -97,6 +98,7 @@ class Options(usage.Options):
                 "--json is for --dry-run: use --progress json, or --log-format json"
             )
         self.secret = common.secret_of(self)
+        self.uri = tls.secure(self.uri, self)
         common.check_again(self)
 
 

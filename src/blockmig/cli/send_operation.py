@@ -20,6 +20,7 @@ from ..transport import client_endpoint
 from .logs import warn_of_again
 from .progress import Display
 from .send import SendingOptions
+from .tls import check_client, destination_at
 
 
 class SendOperation:
@@ -28,7 +29,7 @@ class SendOperation:
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     """
 
-    survives_hangup: Final = False
+    hung_up: Final = None
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class SendOperation:
                 self._running = finisher
                 return await finisher.run()
             assert source.disk is not None
+            check_client(self._options.uri, self._destination().tls)
             await self._check(source.disk)
             return await self._send(source.disk)
         finally:
@@ -111,8 +113,7 @@ class SendOperation:
         )
 
     def _destination(self) -> Destination:
-        uri = self._options.uri
-        return Destination(self._make_endpoint(self._runtime.reactor, uri), uri.export, str(uri))
+        return destination_at(self._options.uri, self._make_endpoint, self._runtime.reactor)
 
     def stop(self, why: str) -> None:
         self._stop_reason = why

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from ..nbd import MAXIMUM_NAME
-from . import common, usage
+from . import common, tls, usage
 from .launch import launch
 from .usage import Flag, Group, Parameter
 from .values import parse_count, parse_seconds
@@ -28,7 +28,8 @@ class Options(usage.Options):
         "the server exits too, or relays its clients to the new server (--then relay). Started "
         "again on a disk that went away like that, it relays again. With --standby it waits for a "
         "disk that is being received. Exit status 4 means that it was stopped, or gave up, before "
-        "it could listen. SIGHUP (the end of the terminal or ssh session) does not stop it."
+        "it could listen. SIGHUP (the end of the terminal or ssh session) does not stop it: the "
+        "certificates for TLS are read again."
     )
     examples = (
         (
@@ -37,12 +38,13 @@ class Options(usage.Options):
             "for `blockmig mirror`.",
         ),
         (
-            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --listen 10809",
-            "Serve a device read-only, at an address of this host, and to clients on it.",
+            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --allow 192.0.2.0/24",
+            "Serve a device read-only, at an address of this host, to clients in that network.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
+        common.INSECURE,
         common.OLDSTYLE,
         Flag("read-only", "Serve the disk read-only.", "r"),
         Flag(
@@ -52,6 +54,7 @@ class Options(usage.Options):
             "are relayed do not wait for a process to start.",
         ),
         common.IN_USE_ANYWAY,
+        tls.VERIFY_PEER,
         common.VERBOSE,
         common.QUIET,
     )
@@ -60,7 +63,10 @@ class Options(usage.Options):
         common.LISTEN._replace(
             help=f"{common.LISTEN.help} May be given several times.", repeated=True
         ),
+        common.ALLOW,
+        common.ALLOW_UID,
         common.EXPORT,
+        *tls.LISTENER_PARAMETERS,
         Parameter(
             "max-connections",
             "Accept at most COUNT clients at a time; 0 means no limit. One that has asked for "
@@ -118,6 +124,7 @@ class Options(usage.Options):
             if self[name] and not self["standby"]:
                 raise usage.UsageError(f"--{name} is only for --standby")
         common.check_export(self["export"], MAXIMUM_NAME)
+        tls.check_listener(self, self["listen"])
 
 
 def run(options: Options) -> int:

@@ -8,7 +8,6 @@ from typing import Any, Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from ..client import Destination
 from ..errors import GaveUp, LocalFailure, MigrationError, Refused
 from ..migration.in_use import refuse_in_use
 from ..migration.records.files import Record, records_at
@@ -20,10 +19,12 @@ from ..server import Relay, Server
 from ..storage import BlockDisk, DepartedDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
+from .admittance import Admittance
 from .listening import Listening, ListeningExport, import_control
 from .mirror_manager import MirrorManager
 from .serve import Options
 from .standby import Standby
+from .tls import ListenerTLS, destination_at, listener_tls, with_certificates
 
 _log = Logger()
 
@@ -42,8 +43,6 @@ class ServeOperation:
         its URI.
     """
 
-    survives_hangup: Final = True
-
     def __init__(
         self,
         options: Options,
@@ -59,11 +58,17 @@ class ServeOperation:
         self._mirrors: MirrorManager | None = None
         self._opening: Deferred[FileDisk | BlockDisk] | None = None
         self._stop_reason = ""
+        self._tls = ListenerTLS()
 
     async def run(self) -> None:
         options = self._options
+        self._tls = listener_tls(options, for_each=False)
         self._listening = listening = Listening(
-            self._runtime.reactor, options["listen"], options["control"], self._make_endpoint
+            self._runtime.reactor,
+            options["listen"],
+            options["control"],
+            self._make_endpoint,
+            admittance=Admittance.of(options),
         )
         path = options["file"]
         try:
@@ -92,6 +97,10 @@ class ServeOperation:
             if self._mirrors is not None:
                 self._listening.stop()
                 self._mirrors.stop(why)
+
+    def hung_up(self) -> None:
+        """SIGHUP: read the certificates again; bad ones change nothing."""
+        self._tls.read_again()
 
     async def _open_disk(self, listening: Listening) -> FileDisk | BlockDisk:
         """Open the disk; with C{--standby} once its receiver is done."""
@@ -153,8 +162,11 @@ class ServeOperation:
             raise Refused(f"{path}: its record does not say where it is: {error}") from None
         server = self._make_server(DepartedDisk(path, record.size))
         relay = Relay(
-            Destination(
-                self._make_client_endpoint(self._runtime.reactor, uri), uri.export, str(uri)
+            destination_at(
+                with_certificates(uri, options["tls-certificates"]),
+                self._make_client_endpoint,
+                self._runtime.reactor,
+                str(uri),
             ),
             receiver_export=handoff_export_name(uri.export),
             linger=options["linger"],
@@ -182,6 +194,7 @@ class ServeOperation:
             max_per_address=options["max-per-address"],
             handshake_timeout=options["handshake-timeout"],
             request_timeout=options["request-timeout"],
+            tls=self._tls.policy,
             runtime=self._runtime,
         )
 
@@ -192,6 +205,7 @@ class ServeOperation:
             self._make_client_endpoint,
             in_use_anyway=bool(self._options["in-use-anyway"]),
             linger=self._options["linger"],
+            certificates=self._options["tls-certificates"] or "",
         )
         try:
             await self._listen(listening, server, mirrors)
@@ -221,6 +235,7 @@ class ServeOperation:
             mirrors.status,
             mirrors.routes,
             size=server.disk.size,
+            tls=self._tls,
         )
         try:
             await listening.open(target, busy_for=_BUSY if options["standby"] else 0.0)

@@ -1,7 +1,8 @@
 """SIGINT and SIGTERM stop an operation in good order, however often they come.
 
 SIGHUP, which comes when a terminal or an ssh session ends, stops what somebody waits for (a
-migration); a server goes on. Where SIGHUP was ignored from the start (nohup), it stays so.
+migration); a server goes on, and reads its certificates again. Where SIGHUP was ignored from the
+start (nohup), it stays so.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ _log = Logger()
 _HANDLED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def on_signals(reactor: Any, stop: Callable[[str], None], *, survives_hangup: bool = False) -> None:
+def on_signals(
+    reactor: Any, stop: Callable[[str], None], hung_up: Callable[[], None] | None = None
+) -> None:
     """Call C{stop} on a signal, in place of Twisted's handlers; for when the reactor runs.
 
     Twisted would stop the reactor, and twistd would then die of the signal. Here the operation ends
     first, and then the reactor, with the status of the operation.
 
-    @param survives_hangup: SIGHUP is logged, and changes nothing.
+    @param hung_up: is called on SIGHUP instead, which is logged.
     """
 
     def signalled(number: int, frame: object) -> None:
         reactor.callFromThread(stop, f"stopped by {signal.Signals(number).name}")
 
-    def hung_up(number: int, frame: object) -> None:
+    def goes_on(number: int, frame: object) -> None:
         reactor.callFromThread(_log.info, "SIGHUP: goes on", event="hangup")
+        if hung_up is not None:
+            reactor.callFromThread(hung_up)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signalled)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, hung_up if survives_hangup else signalled)
+        signal.signal(signal.SIGHUP, signalled if hung_up is None else goes_on)
 
 
 def hold_signals() -> None:

@@ -119,7 +119,7 @@ class OperationService(Service):
         on_signals(
             self._reactor,
             self._operation.stop,
-            survives_hangup=self._operation.survives_hangup,
+            self._operation.hung_up,
         )
         Deferred.fromCoroutine(report(self._operation)).addCallback(self._end)
 

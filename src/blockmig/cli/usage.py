@@ -60,6 +60,7 @@ class Group(StrEnum):
 
     WHAT = "What"
     WHERE = "Where"
+    TLS = "TLS"
     WHEN = "When"
     HOW_MUCH = "How much"
     OUTPUT = "Output"

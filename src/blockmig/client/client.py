@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from ..nbd import ClientHandshake, ClientTransmission, Command, Negotiated
 from ..runtime import Runtime, wait_for_other
+from ..transport import ClientTLS
 from .connecting import describe_failed_connect
 from .connection import ClientConnection, ClientFactory, ClientHandler
 from .requests import PendingRequests, RequestFailed
@@ -43,6 +44,7 @@ class NBDClient(ClientHandler):
     @param runtime: reactor, threads and system calls.
     @param timeout: seconds within which each answer must arrive; None for no limit.
     @param first_cookie: the cookie of the first request.
+    @param tls: how it speaks TLS; None for not at all.
     """
 
     def __init__(
@@ -51,8 +53,9 @@ class NBDClient(ClientHandler):
         runtime: Runtime,
         timeout: float | None = None,
         first_cookie: int = 0,
+        tls: ClientTLS | None = None,
     ) -> None:
-        self._connection = ClientConnection(self, handshake, runtime)
+        self._connection = ClientConnection(self, handshake, runtime, tls=tls)
         self._timeout = timeout
         self._requests = PendingRequests(ClientTransmission(first_cookie=first_cookie))
         self._greeting: Deferred[Negotiated] = Deferred(self._cancelled)

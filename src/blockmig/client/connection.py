@@ -10,12 +10,22 @@ Rules:
   it was closed in good order. After that it is notified, once, that the connection is gone;
 * nothing that a server sends raises an exception out of here: a violation of the protocol ends the
   connection;
-* nothing waits for ever: a connection whose server does not answer in time is given up.
+* nothing waits for ever: a connection whose server does not answer in time is given up;
+* a connection that is to use TLS says nothing but STARTTLS before that stands, and nothing at all
+  where the server answers it with anything but ACK, or is not who it should be.
+
+The end, under TLS. A connection that half-closes sends its DISC and close_notify in one piece, and
+the end of the stream after them. The server's close_notify, or the end of its stream, is then what
+its end-of-stream is without TLS: a server that closes after all of that was acknowledged has
+received the DISC. The end of a stream can be forged, and so can an acknowledgement; but nobody's
+data depends on it: every byte was flushed, and that was answered inside TLS, before. Where the
+destination is a receiver of ours it is asked in any case, inside TLS. Not to take the end of the
+stream would be to call every migration to QEMU unconfirmed, which never says close_notify.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import (
@@ -27,17 +37,33 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import ClientHandshake, HandshakeRefused, Negotiated, ProtocolError
+from ..nbd import (
+    ClientHandshake,
+    HandshakeRefused,
+    Negotiated,
+    OptionReply,
+    ProtocolError,
+    StartTLS,
+    TLSRefused,
+)
 from ..runtime import Runtime
 from ..syscalls import describe_error
 from ..transport import (
+    ClientTLS,
     Pacer,
     RegionProducer,
+    TLSFailure,
     has_hung_up,
     is_plain_socket,
     tune,
     unacknowledged,
 )
+
+if TYPE_CHECKING:
+    from ..transport.secure import SecureTransport
+
+_ALERT_TIMEOUT: Final = 2.0
+"""Seconds for the server to take what we say of a TLS that failed."""
 
 
 class ClientHandler:
@@ -98,9 +124,12 @@ class ClientConnection(Protocol):
     @param handshake: our handshake; None where somebody else shakes hands.
     @param runtime: reactor, threads and system calls.
     @param pacer: limits the rate of file regions; None for no limit.
-    @ivar outgoing: sends on the connection, once that is made.
+    @param tls: how it speaks TLS; None for not at all. It needs a handshake of ours.
+    @ivar outgoing: sends on the connection, once that is made; another one from when TLS begins.
     @ivar is_gone: the connection was made, and is gone.
     @ivar why: why we gave it up; "" if we did not.
+    @ivar is_unwelcome: what has ended it does not pass by itself: the server does not start TLS, or
+        demands it, or one end does not accept the other's certificate.
     """
 
     transport: Any
@@ -113,20 +142,36 @@ class ClientConnection(Protocol):
         handshake: ClientHandshake | None,
         runtime: Runtime,
         pacer: Pacer | None = None,
+        tls: ClientTLS | None = None,
     ) -> None:
+        if tls is not None:
+            assert handshake is not None
+            handshake.start_tls()
         self.handler = handler
         self.is_gone = False
+        self.is_unwelcome = False
         self.why = ""
+        self._tls = tls
+        self._secure: SecureTransport | None = None
+        self._tls_stands = False
         self._handshake = handshake
         self._runtime = runtime
         self._pacer = pacer
         self._timeout: IDelayedCall | None = None
         self._is_usable = True
+        self._has_heard = False
 
     # IProtocol.
 
     def connectionMade(self) -> None:
         tune(self.transport)
+        self._make_outgoing()
+        if self._is_usable:
+            self.handler.connection_made()
+        else:
+            self.transport.abortConnection()  # it was given up before that
+
+    def _make_outgoing(self) -> None:
         self.outgoing = RegionProducer(
             self.transport,
             self._sending_failed,
@@ -136,10 +181,6 @@ class ClientConnection(Protocol):
             in_thread=self._runtime.threads,
             system=self._runtime.system,
         )
-        if self._is_usable:
-            self.handler.connection_made()
-        else:
-            self.transport.abortConnection()  # it was given up before that
 
     # Not bound methods of the handler: that may be replaced.
 
@@ -153,14 +194,26 @@ class ClientConnection(Protocol):
         self.handler.drained()
 
     def dataReceived(self, data: bytes) -> None:
+        if self._secure is not None:
+            self._secure.receive(data)
+        else:
+            self.tls_received(data)
+
+    def tls_received(self, data: bytes) -> None:
+        """What the server has said, inside TLS or without it."""
         if not self._is_usable:
             return
+        self._has_heard = True
         try:
             if self._handshake is not None:
                 data = self._continue_handshake(self._handshake, data)
             if data:
                 self.handler.received(data)
         except (ProtocolError, HandshakeRefused) as error:
+            demands = (
+                isinstance(error, HandshakeRefused) and error.reply == OptionReply.ERR_TLS_REQD
+            )
+            self.is_unwelcome = demands or isinstance(error, TLSRefused)
             self.fail(self.handler.explain(error))
 
     def _continue_handshake(self, handshake: ClientHandshake, data: bytes) -> bytes:
@@ -170,13 +223,69 @@ class ClientConnection(Protocol):
         event = handshake.next_event()
         if event is None:
             return b""
+        if isinstance(event, StartTLS):
+            self._begin_tls(handshake.over_tls(event))
+            return b""
         self._handshake = None
         self.cancel_timeout()
         self.handler.negotiated(event)
         return handshake.trailing_data() if self._is_usable else b""
 
+    # TLS; the rest is a C{SecureUser}.
+
+    def _begin_tls(self, handshake: ClientHandshake) -> None:
+        """The server has acknowledged STARTTLS.
+
+        @param handshake: what follows inside TLS.
+        """
+        from ..transport.secure import SecureTransport  # noqa: PLC0415
+
+        assert self._tls is not None
+        self._handshake = handshake
+        try:
+            secure = SecureTransport(
+                self.transport,
+                self,
+                self._tls.creator(),
+                is_client=True,
+                reactor=self._runtime.reactor,
+                system=self._runtime.system,
+                seen_empty=self.outgoing.seen_empty,
+            )
+        except Exception as error:  # a policy's creator raises what it likes
+            self.is_unwelcome = True
+            self.fail(f"TLS with the destination is not possible: {error}")
+            return
+        self.outgoing.stopProducing()
+        self._secure = self.transport = secure
+        self._make_outgoing()
+        secure.start()
+
+    def tls_established(self) -> None:
+        """The server is who it should be: begin with the options."""
+        self._tls_stands = True
+        if self._is_usable:
+            assert self._handshake is not None
+            self.outgoing.send([self._handshake.data_to_send()])
+
+    def tls_finished(self) -> None:
+        """The server has said that it sends no more."""
+        self.transport.loseConnection()
+
+    def tls_failed(self, failure: TLSFailure) -> None:
+        """The server is told why, as far as it listens."""
+        self.outgoing.stopProducing()
+        self.transport.loseConnection()
+        if self._is_usable:
+            # With TLS 1.3 the server looks at our certificate when TLS stands here already.
+            self.is_unwelcome = self._handshake is not None
+            self._give_up(f"TLS with the destination failed: {failure}")
+        self.set_timeout(_ALERT_TIMEOUT, "")
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.is_gone = True
+        if self._secure is not None:
+            self._secure.lost()
         self.outgoing.stopProducing()
         self.cancel_timeout()
         if self._is_usable:
@@ -193,6 +302,18 @@ class ClientConnection(Protocol):
         self._is_usable = False
         if self._handshake is not None:
             why = "the connection was closed during the handshake"
+            if self._secure is not None:
+                why = "the destination closed the connection during the TLS handshake"
+                if self._tls_stands:
+                    why = (
+                        "the destination closed the connection when TLS stood: if it lets in only "
+                        "some names, is that of our certificate one of them?"
+                    )
+            elif not self._has_heard:
+                why += (
+                    ", before a greeting: perhaps this host is not on an allow-list there, or "
+                    "there are as many clients as there may be"
+                )
         self.handler.connection_lost(why, reason)
 
     # For its user.
@@ -222,10 +343,13 @@ class ClientConnection(Protocol):
         @param why: in words.
         """
         if self._is_usable:
-            self._is_usable = False
-            self.why = why
-            self.handler.connection_failed(why)
+            self._give_up(why)
         self.abort()
+
+    def _give_up(self, why: str) -> None:
+        self._is_usable = False
+        self.why = why
+        self.handler.connection_failed(why)
 
     def abort(self) -> None:
         """Close the connection at once, if there is one; one that is made later as well."""
@@ -241,6 +365,9 @@ class ClientConnection(Protocol):
 class HalfClosingConnection(ClientConnection):
     """A connection that half-closes after its DISC, and checks that the server received it.
 
+    Under TLS its last words are close_notify as well, and the server's are taken as the end of its
+    stream (see above).
+
     When the server closes its side, everything but our end-of-stream must be acknowledged: if more
     is still unacknowledged by then, the server has closed without having received the DISC.
     """
@@ -255,24 +382,16 @@ class HalfClosingConnection(ClientConnection):
         """
         # Through the transport, which sends it and closes its side in one step: a quick server
         # could otherwise close before we know that the DISC was sent.
-        self.transport.write(message)
-        self._half_closes = self._can_half_close()
-        if self._half_closes:
-            self.transport.loseWriteConnection()
+        if self._secure is not None:
+            self._half_closes = _can_half_close(self._secure.beneath)
+            self._secure.finish(message, self._half_closes)
         else:
+            self.transport.write(message)
+            self._half_closes = _can_half_close(self.transport)
+            if self._half_closes:
+                self.transport.loseWriteConnection()
+        if not self._half_closes:
             self._disconnecting = True
-
-    def _can_half_close(self) -> bool:
-        """Whether the transport can half-close, and report both half-closes to us.
-
-        It reports to the protocol that it knows, which may be an endpoint's wrapper around ours.
-        """
-        transport = self.transport
-        return (
-            is_plain_socket(transport)
-            and IHalfCloseableDescriptor.providedBy(transport)
-            and IHalfCloseableProtocol.providedBy(transport.protocol)
-        )
 
     def writeConnectionLost(self) -> None:
         """The DISC and the end-of-stream were given to the kernel."""
@@ -289,6 +408,9 @@ class HalfClosingConnection(ClientConnection):
             self._lose("the destination closed the connection", connectionDone)
             self.abort()
 
+    def tls_finished(self) -> None:
+        self.readConnectionLost()
+
     def _ended(self, reason: Failure) -> None:
         if self._disconnecting and not self._half_closes and reason.check(ConnectionDone):
             self._close()
@@ -298,6 +420,18 @@ class HalfClosingConnection(ClientConnection):
     def _close(self) -> None:
         self._is_usable = False
         self.handler.connection_closed()
+
+
+def _can_half_close(transport: Any) -> bool:
+    """Whether C{transport} can half-close, and report both half-closes to us.
+
+    It reports to the protocol that it knows, which may be an endpoint's wrapper around ours.
+    """
+    return (
+        is_plain_socket(transport)
+        and IHalfCloseableDescriptor.providedBy(transport)
+        and IHalfCloseableProtocol.providedBy(transport.protocol)
+    )
 
 
 class ClientFactory(Factory):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
+from ..transport import ClientTLS
+
 
 @dataclass(frozen=True, slots=True)
 class Destination:
@@ -14,8 +16,10 @@ class Destination:
     @ivar endpoint: where that server is.
     @ivar export: the name of its export; "" is the default export.
     @ivar uri: both as a URI, for records and messages; "" if none is known.
+    @ivar tls: how every connection there speaks TLS, and never without; None for not at all.
     """
 
     endpoint: IStreamClientEndpoint
     export: str = ""
     uri: str = ""
+    tls: ClientTLS | None = None

@@ -1,9 +1,11 @@
 """The HTTP/1.1 with JSON of the control socket.
 
-The rules: a request has its time to come in whole, however it dribbles; its headers have at most
-16 KiB (Twisted's limit), its body is JSON of at most 64 KiB; an answer is JSON, that of an error
-C{{"error": "one line"}}. The memory that a client can occupy is bounded, and so is the number of
-clients. No access log. Source: RFC 9110 (the statuses), RFC 8259.
+The rules: only root and the user who runs this process may ask for anything, whatever the mode of
+the socket's file is by now; who is neither is closed without an answer. A request has its time to
+come in whole, however it dribbles; its headers have at most 16 KiB (Twisted's limit), its body is
+JSON of at most 1 MiB; an answer is JSON, that of an error C{{"error": "one line"}}. The memory that
+a client can occupy is bounded, and so is the number of clients. No access log. Source: RFC 9110
+(the statuses), RFC 8259.
 
 This module imports twisted.web, so only `server` imports it, and late.
 """
@@ -11,6 +13,7 @@ This module imports twisted.web, so only `server` imports it, and late.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Final
@@ -23,16 +26,19 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPFactory, Request
 
+from ..transport import AwaitsUser
 from .errors import ControlRefused
 from .server import Routes
 
 _log = Logger()
 
+_REPORT_INTERVAL: Final = 60.0
+
 _LONGEST_PATH: Final = 100
 """Of which one is shown to who has asked for it."""
 
-MAXIMUM_BODY: Final = 64 << 10
-"""Bytes."""
+MAXIMUM_BODY: Final = 1 << 20
+"""Bytes: an allow-list of ten thousand networks has a third of it."""
 
 
 def _encoded(answer: Any) -> bytes:
@@ -214,10 +220,30 @@ class ControlFactory(WrappingFactory):
         self._max_connections = connections
         self.reactor = reactor
         self.idle_timeout = idle_timeout
+        self._users = {0, os.geteuid()}
+        self._reported_at = float("-inf")
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         """A protocol; None, which closes the connection, if there are too many."""
-        return super().buildProtocol(addr) if len(self.protocols) < self._max_connections else None
+        if len(self.protocols) >= self._max_connections:
+            return None
+        make: Any = super().buildProtocol
+        return AwaitsUser(lambda user: make(addr) if self._admits(user) else None)
+
+    def _admits(self, user: int | None) -> bool:
+        """Whether a user may ask; who may not is logged once a minute at most."""
+        if user in self._users:
+            return True
+        now = self.reactor.seconds()
+        if now - self._reported_at >= _REPORT_INTERVAL:
+            self._reported_at = now
+            _log.warn(
+                "the control socket: refused the user {user}: only root and the user who runs "
+                "this process may use it",
+                event="control-refused",
+                user="?" if user is None else user,
+            )
+        return False
 
     def hang_up(self) -> None:
         """Close all connections, once their answers have been sent."""

@@ -31,6 +31,7 @@ from .errors import (
     NotNBD,
     ProtocolError,
     RemoteProtocolError,
+    TLSRefused,
     describe_errno,
     errno_to_wire,
 )
@@ -42,6 +43,8 @@ from .handshake import (
     ClientHandshake,
     Negotiated,
     ServerHandshake,
+    StartTLS,
+    TLSOffer,
     oldstyle_hello,
 )
 from .rules import changes_the_disk, check_request, describe_refusal
@@ -119,6 +122,9 @@ __all__ = [
     "Request",
     "ServerHandshake",
     "ServerTransmission",
+    "StartTLS",
+    "TLSOffer",
+    "TLSRefused",
     "TransmissionFlag",
     "changes_the_disk",
     "check_request",

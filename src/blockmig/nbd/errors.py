@@ -2,7 +2,7 @@
 
 * `RemoteProtocolError`: the peer broke the protocol; the connection cannot go on.
 * `LocalProtocolError`: our caller asked for something that the protocol forbids; a bug of ours.
-* `HandshakeRefused`: the peer refused, within the protocol.
+* `HandshakeRefused`: the peer refused, within the protocol; `TLSRefused`: it refused TLS.
 * `errno_to_wire`: maps a local OSError to the error of a reply.
 """
 
@@ -44,6 +44,19 @@ class HandshakeRefused(Exception):
         super().__init__(f"{name}: {explanation}" if explanation else name)
         self.reply = reply
         self.explanation = explanation
+
+
+class TLSRefused(HandshakeRefused):
+    """The server does not start TLS, without which the connection must not go on.
+
+    @ivar explanation: what it said instead.
+    """
+
+    def __init__(self, explanation: str, reply: int = OptionReply.ERR_UNSUP) -> None:
+        super().__init__(reply, explanation)
+        self.args = (
+            f"the server does not start TLS ({explanation}), and without it nothing is sent",
+        )
 
 
 _TO_WIRE = {

@@ -14,6 +14,10 @@ Rules kept by the server:
 * an unknown option is answered with ERR_UNSUP, and the dialogue continues;
 * EXPORT_NAME cannot be answered with an error: an unknown name ends the connection;
 * an unknown client flag ends the connection;
+* STARTTLS ends this handshake, with L{StartTLS}; another one, which knows of the first only the
+  client's flags, begins with the options again inside TLS (`inside_tls`). What came in plain
+  behind STARTTLS may be somebody else's, and ends the connection;
+* where TLS is required, no option but STARTTLS and ABORT is served before it;
 * a client that did not answer FIXED_NEWSTYLE may only use EXPORT_NAME;
 * SEND_DF is offered only with structured replies; these and metadata contexts only where the
   caller offers them. A context is selected for one export, by the last SET_META_CONTEXT; if that
@@ -21,6 +25,9 @@ Rules kept by the server:
 
 Rules kept by the client:
 
+* whoever is to use TLS says STARTTLS before anything else, and takes no answer but ACK: what the
+  server is asked, and says, comes after that, in a handshake of its own (`over_tls`). What came in
+  plain behind the ACK ends the connection;
 * LIST is sent first if names are looked for; a server that refuses LIST has none of them;
 * structured replies and C{base:allocation} are requested only where the caller wants them; if the
   server refuses, the handshake continues without them, as L{Negotiated} shows;
@@ -37,6 +44,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from ..units import printable
@@ -60,6 +68,7 @@ from .errors import (
     LocalProtocolError,
     NotNBD,
     RemoteProtocolError,
+    TLSRefused,
 )
 from .export import Export
 
@@ -127,12 +136,30 @@ class Aborted:
     """The client ended the handshake with ABORT; send what is due, then close."""
 
 
+@dataclass(frozen=True, slots=True)
+class StartTLS:
+    """STARTTLS was acknowledged: send what is due, then nothing more in plain.
+
+    @ivar flags: what the handshake inside TLS has to know: which flags were agreed on.
+    """
+
+    flags: int
+
+
+class TLSOffer(Enum):
+    """What a server's handshake makes of TLS."""
+
+    NONE = "it is not offered"
+    OFFERED = "it is up to the client"
+    REQUIRED = "nothing is served before it"
+
+
 def oldstyle_hello(export: Export) -> bytes:
     """The 152 bytes that the server sends, which are the complete old handshake."""
     return _OLDSTYLE.pack(NBD_MAGIC, OLDSTYLE_MAGIC, export.size, int(export.flags))
 
 
-class ServerHandshake(Conversation[Negotiated | Aborted]):
+class ServerHandshake(Conversation[Negotiated | Aborted | StartTLS]):
     """The server's side of the newstyle handshake.
 
     @param lookup: returns the export with a name, or None.
@@ -140,6 +167,10 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
     @param structured: offer structured replies, and the metadata context C{base:allocation}.
     @param refusal: returns why the client may not have the export with a name now, though there is
         one; "" where it may.
+    @param tls: what STARTTLS is answered.
+    @param can_start_tls: asked when a client is about to start TLS; where TLS cannot be had now, it
+        is told so.
+    @param inside_tls: the flags of a L{StartTLS}, where TLS was started by now.
     """
 
     def __init__(
@@ -148,47 +179,101 @@ class ServerHandshake(Conversation[Negotiated | Aborted]):
         names: Callable[[], Iterable[str]] = tuple,
         structured: bool = False,
         refusal: Callable[[str], str] = lambda name: "",
+        *,
+        tls: TLSOffer = TLSOffer.NONE,
+        can_start_tls: Callable[[], bool] = lambda: True,
+        inside_tls: int | None = None,
     ) -> None:
+        self._tls = tls
+        self._can_start_tls = can_start_tls
+        self._inside_tls = inside_tls
         self._lookup = lookup
         self._refusal = refusal
         self._names = names
         self._offers_structured = structured
         self._structured = False
         self._allocation_of: bytes | None = None
+        self._options = 0
         super().__init__()
 
-    def _converse(self) -> Steps[Negotiated | Aborted]:
-        self._to_send += _GREETING.pack(NBD_MAGIC, OPTION_MAGIC, _KNOWN_FLAGS)
-        (flags,) = struct.unpack("!I", (yield 4))
-        if flags & ~_KNOWN_FLAGS:
-            raise RemoteProtocolError(f"unknown client flags {flags:#x}")
-        for _ in range(MOST_OPTIONS):
-            magic, option, length = _OPTION.unpack((yield _OPTION.size))
-            if magic != OPTION_MAGIC:
-                raise RemoteProtocolError(f"bad option magic {magic:#x}")
-            if length > (_LONGEST_META_OPTION if option in _META_OPTIONS else _LONGEST_OPTION):
-                if option == Option.EXPORT_NAME:
-                    raise RemoteProtocolError(f"an export name of {length} bytes")
-                yield from self._skip(length)
-                if option == Option.SET_META_CONTEXT:
-                    self._allocation_of = None
-                self._answer(option, OptionReply.ERR_TOO_BIG, b"option data too long")
-                continue
-            data = yield length
+    def _converse(self) -> Steps[Negotiated | Aborted | StartTLS]:
+        flags = (yield from self._greet()) if self._inside_tls is None else self._inside_tls
+        while True:
+            option, data = yield from self._next_option()
             if option == Option.EXPORT_NAME:
+                self._refuse_before_tls()
                 return self._export_name(data, flags)
             if not flags & HandshakeFlag.FIXED_NEWSTYLE:
                 raise RemoteProtocolError(f"option {option} from a client without FIXED_NEWSTYLE")
             if option == Option.ABORT:
                 self._answer(option, OptionReply.ACK)
                 return Aborted()
-            if option in (Option.GO, Option.INFO):
+            if option == Option.STARTTLS:
+                if self._starttls(data):
+                    return StartTLS(flags)
+            elif self._lacks_tls:
+                self._answer(option, OptionReply.ERR_TLS_REQD, b"TLS is required: STARTTLS first")
+            elif option in (Option.GO, Option.INFO):
                 export = self._info(option, data)
                 if export is not None and option == Option.GO:
                     return self._negotiated(export)
             else:
                 self._other_option(option, data)
+
+    def _next_option(self) -> Steps[tuple[int, bytes]]:
+        """The next option that is not too long, and its data."""
+        while self._options < MOST_OPTIONS:
+            self._options += 1
+            magic, option, length = _OPTION.unpack((yield _OPTION.size))
+            if magic != OPTION_MAGIC:
+                raise RemoteProtocolError(f"bad option magic {magic:#x}")
+            if length <= (_LONGEST_META_OPTION if option in _META_OPTIONS else _LONGEST_OPTION):
+                return option, (yield length)
+            if option == Option.EXPORT_NAME:
+                raise RemoteProtocolError(f"an export name of {length} bytes")
+            yield from self._skip(length)
+            if option == Option.SET_META_CONTEXT:
+                self._allocation_of = None
+            self._answer(option, OptionReply.ERR_TOO_BIG, b"option data too long")
         raise RemoteProtocolError(f"{MOST_OPTIONS} options, and no end of its handshake")
+
+    def _greet(self) -> Steps[int]:
+        """Greet; return the client's flags."""
+        self._to_send += _GREETING.pack(NBD_MAGIC, OPTION_MAGIC, _KNOWN_FLAGS)
+        flags: int
+        (flags,) = struct.unpack("!I", (yield 4))
+        if flags & ~_KNOWN_FLAGS:
+            raise RemoteProtocolError(f"unknown client flags {flags:#x}")
+        return flags
+
+    @property
+    def _lacks_tls(self) -> bool:
+        return self._tls == TLSOffer.REQUIRED and self._inside_tls is None
+
+    def _refuse_before_tls(self) -> None:
+        if self._lacks_tls:
+            raise RemoteProtocolError(
+                "TLS is required, and EXPORT_NAME can only be answered by hanging up"
+            )
+
+    def _starttls(self, data: bytes) -> bool:
+        """Answer STARTTLS; return whether TLS begins."""
+        option = Option.STARTTLS
+        if self._tls == TLSOffer.NONE:
+            self._answer(option, OptionReply.ERR_POLICY, b"TLS is not offered here")
+        elif self._inside_tls is not None:
+            self._answer(option, OptionReply.ERR_INVALID, b"TLS was started already")
+        elif data:
+            self._answer(option, OptionReply.ERR_INVALID, b"STARTTLS has no data")
+        elif self._received:
+            raise RemoteProtocolError("it has sent something in plain behind STARTTLS")
+        elif not self._can_start_tls():
+            message = b"TLS cannot be had now: the server's log says why"
+            self._answer(option, OptionReply.ERR_PLATFORM, message)
+        else:
+            self._answer(option, OptionReply.ACK)
+            return True
+        return False
 
     def _other_option(self, option: int, data: bytes) -> None:
         """An option that can neither end the handshake nor choose an export."""
@@ -343,7 +428,7 @@ def _parse_meta(data: bytes) -> tuple[bytes, list[bytes]] | None:
     return (texts[0], texts[1:]) if position == len(data) else None
 
 
-class ClientHandshake(Conversation[Negotiated]):
+class ClientHandshake(Conversation[Negotiated | StartTLS]):
     """The client's side, newstyle or oldstyle as the server speaks.
 
     @param name: the wanted export; an oldstyle server has only one, and is not told the name.
@@ -353,6 +438,7 @@ class ClientHandshake(Conversation[Negotiated]):
     @param structured: request structured replies; `ClientTransmission` does not understand them.
     @param allocation: also request the metadata context C{base:allocation}, if the server grants
         structured replies.
+    @param inside_tls: the flags of a L{StartTLS}, where TLS was started by now.
     @raise LocalProtocolError: the name is longer than the protocol allows.
     """
 
@@ -364,7 +450,10 @@ class ClientHandshake(Conversation[Negotiated]):
         instead: str = "",
         structured: bool = False,
         allocation: bool = False,
+        inside_tls: int | None = None,
     ) -> None:
+        self._starts_tls = False
+        self._inside_tls = inside_tls
         self._name = name.encode()
         self._instead = instead.encode()
         self._look_for = {other.encode(): other for other in look_for}
@@ -374,19 +463,57 @@ class ClientHandshake(Conversation[Negotiated]):
             raise LocalProtocolError(f"an export name has at most {MAXIMUM_NAME} bytes")
         super().__init__()
 
-    def _converse(self) -> Steps[Negotiated]:
+    def start_tls(self) -> None:
+        """Have TLS started before anything else; to be called before anything was received."""
+        self._starts_tls = True
+
+    def over_tls(self, start: StartTLS) -> ClientHandshake:
+        """The same once more, inside TLS: nothing that was said in plain counts there."""
+        return ClientHandshake(
+            self._name.decode(),
+            self._look_for.values(),
+            instead=self._instead.decode(),
+            structured=self._wants_structured,
+            allocation=self._wants_allocation,
+            inside_tls=start.flags,
+        )
+
+    def _converse(self) -> Steps[Negotiated | StartTLS]:
+        if self._inside_tls is not None:
+            return (yield from self._negotiate(self._inside_tls))
         (magic,) = struct.unpack("!Q", (yield 8))
         if magic != NBD_MAGIC:
             raise NotNBD(_NOT_NBD)
         (magic,) = struct.unpack("!Q", (yield 8))
         if magic == OLDSTYLE_MAGIC:
+            if self._starts_tls:
+                raise TLSRefused("it speaks the old handshake, which has none")
             size, old_flags = struct.unpack("!QI124x", (yield 136))
             return Negotiated(self._export(self._name, size, old_flags & 0xFFFF), oldstyle=True)
         if magic != OPTION_MAGIC:
             raise NotNBD(_NOT_NBD)
         (offered,) = struct.unpack("!H", (yield 2))
         flags = offered & _KNOWN_FLAGS
+        if self._starts_tls and not flags & HandshakeFlag.FIXED_NEWSTYLE:
+            raise TLSRefused("it does not speak the fixed newstyle handshake")
         self._to_send += struct.pack("!I", flags)
+        if self._starts_tls:
+            return (yield from self._starttls(flags))
+        return (yield from self._negotiate(flags))
+
+    def _starttls(self, flags: int) -> Steps[StartTLS]:
+        self._option(Option.STARTTLS, b"")
+        reply, data = yield from self._reply(Option.STARTTLS)
+        if reply & OPTION_REPLY_ERROR:
+            raise TLSRefused(str(HandshakeRefused(reply, _one_line(data))), reply)
+        if reply != OptionReply.ACK or data:
+            raise RemoteProtocolError(f"reply {reply} does not answer STARTTLS")
+        if self._received:
+            raise RemoteProtocolError("something came in plain behind the answer to STARTTLS")
+        return StartTLS(flags)
+
+    def _negotiate(self, flags: int) -> Steps[Negotiated]:
+        """Options, until an export is negotiated."""
         listed: frozenset[str] = frozenset()
         structured = allocation = False
         export: Export | None = None

@@ -99,11 +99,19 @@ class Clients:
                     "export": connection.handler.export.name if connection.handler else None,
                     "connected": round(now - connection.connected_at, 3),
                     **connection.traffic.as_json(),
+                    **_tls(connection),
                 }
                 for connection in self._connections
             ],
             "totals": {"connections": self.count, **totals.as_json()},
         }
+
+
+def _tls(connection: ServerConnection) -> dict[str, Any]:
+    """What a status says of a client that uses TLS: how, and who it is."""
+    if not connection.tls_version:
+        return {}
+    return {"tls": connection.tls_version, "name": connection.tls_name or None}
 
 
 def _fire(waiting: list[Deferred[None]]) -> None:

@@ -14,6 +14,8 @@ Rules:
   waiting for us, or if it does not take what is still due to it when we close;
 * while the handler holds the clients, nothing more is read from one that has negotiated; a
   handshake may continue;
+* where TLS is started (`secured`), everything above the transport is made anew, so that nothing of
+  what was said, queued or held before is left; the time that a handshake may take goes on;
 * a connection may be forwarded to another server: what was not answered is handed over unchanged,
   and from then on only bytes are moved here;
 * nothing that a peer does raises an exception out of here.
@@ -30,10 +32,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import GREETING, REQUEST_SIZE, Negotiated, Request
+from ..nbd import GREETING, REQUEST_SIZE, Negotiated, Request, StartTLS
 from ..transport import (
     PayloadReader,
     RegionProducer,
+    TLSFailure,
     accept_few,
     describe_address,
     is_plain_socket,
@@ -46,6 +49,7 @@ from .holds import HELD, Hold, Holds
 from .lifetime import LifetimeInputs, make_lifetime
 from .origin import origin_of
 from .phase import Phase, PhaseContext
+from .secured import Secured
 from .session import Session
 from .timeout import ConnectionTimeout
 from .traffic import TrafficCounters
@@ -92,6 +96,7 @@ class ServerConnection(Protocol):
         self.gave_way = False
         self.said_nothing = True
         self._steps = 0
+        self._secured: Secured | None = None
         self._timeout: ConnectionTimeout | None = None
         self._made: PhaseContext | None = None
         self._is_greeted = False
@@ -154,13 +159,17 @@ class ServerConnection(Protocol):
     def _lifetime(self) -> LifetimeInputs:
         return self._context.lifetime
 
-    def _make(self) -> PhaseContext:
-        """Make everything that a client needs who does something, and begin the handshake."""
+    def _make(self, inside_tls: StartTLS | None = None) -> PhaseContext:
+        """Make everything that a client needs who does something, and begin the handshake.
+
+        @param inside_tls: what was agreed on, where it is begun anew inside TLS.
+        """
         transport, runtime, timeout = self.transport, self.settings.runtime, self._timeout
         assert timeout is not None
         self.said_nothing = False
         if not self._ended_early:
             tune(transport)
+        lifetime = make_lifetime(self) if self._made is None else self._made.lifetime
         outgoing = RegionProducer(
             transport,
             self._sending_failed,
@@ -175,14 +184,23 @@ class ServerConnection(Protocol):
             incoming,
             Holds(incoming, self._released),
             timeout,
-            make_lifetime(self),
+            lifetime,
             self.traffic,
             self.settings.refused,
         )
-        handshake = HandshakePhase(context, self.settings, self.begin_session, self._advanced)
+        handshake = HandshakePhase(
+            context,
+            self.settings,
+            self.begin_session,
+            self._advanced,
+            begin_tls=self._begin_tls,
+            inside_tls=inside_tls,
+        )
         self._enter(handshake)
         if self._ended_early:
             context.lifetime.abort()
+        elif inside_tls is not None:
+            pass  # it has no greeting
         elif self._is_greeted:
             handshake.go_on()
         else:
@@ -211,11 +229,16 @@ class ServerConnection(Protocol):
         self._present_phase = self._context.incoming.protocol = phase
 
     def dataReceived(self, data: bytes) -> None:
-        self._phase.dataReceived(data)
+        if self._secured is None:
+            self._phase.dataReceived(data)
+        else:
+            self._secured.transport.receive(data)
 
     def readConnectionLost(self) -> None:
         """The peer has closed its sending side."""
-        if self._made is not None:
+        if self._secured is not None:
+            self._secured.finished()
+        elif self._made is not None:
             self._phase.finished()
         else:
             self._ended_early = True
@@ -233,6 +256,8 @@ class ServerConnection(Protocol):
             self._timeout.stop()
             return
         context.lifetime.lose()
+        if self._secured is not None:
+            self._secured.transport.lost()
         context.incoming.stop()
         context.outgoing.stopProducing()
         context.timeout.stop()
@@ -274,6 +299,74 @@ class ServerConnection(Protocol):
             timeout=seconds,
         )
         self.abort()
+
+    # TLS, and what is said inside it.
+
+    def _begin_tls(self, creator: Any, start: StartTLS) -> None:
+        """Our ACK has left: speak TLS from now on."""
+        from ..transport.secure import SecureTransport  # noqa: PLC0415
+
+        settings, old = self.settings, self._context
+        assert settings.tls is not None
+        secured = Secured(self, settings.tls, settings.tls_log)
+        try:
+            secured.transport = SecureTransport(
+                self.transport,
+                secured,
+                creator,
+                is_client=False,
+                reactor=settings.runtime.reactor,
+                system=settings.runtime.system,
+                seen_empty=old.outgoing.seen_empty,
+            )
+        except Exception as error:  # a policy's creator raises what it likes
+            secured.tls_failed(TLSFailure(str(error)))
+            return
+        old.outgoing.stopProducing()
+        old.incoming.stop()
+        self._secured, self.transport = secured, secured.transport
+        self._make(start)
+        secured.transport.start()
+
+    def tls_stands(self) -> None:
+        """TLS stands, and the client is let in: that is a step of the handshake."""
+        log = self.settings.names_log
+        if (name := self.tls_name) and log.has_room():
+            _log.info(
+                "{peer}: is {name} by its certificate{others}",
+                event="tls-client",
+                peer=self.peer,
+                name=name,
+                others=log.others(),
+            )
+        self._advanced()
+
+    def plaintext_received(self, data: bytes) -> None:
+        self._phase.dataReceived(data)
+
+    def plaintext_finished(self) -> None:
+        """The peer sends no more, as it has said, or as the end of its stream says."""
+        self._phase.finished()
+
+    @property
+    def certificate(self) -> Any:
+        """The client's verified certificate, an C{OpenSSL.crypto.X509}, where TLS stands and it has
+        shown one; else None."""
+        return None if self._secured is None else self._secured.certificate
+
+    @property
+    def tls_name(self) -> str:
+        """Whom the client's verified certificate names, for people; "" where there is none."""
+        if self.certificate is None:
+            return ""
+        from ..transport.certified import peer_name  # noqa: PLC0415
+
+        return peer_name(self.certificate)
+
+    @property
+    def tls_version(self) -> str:
+        """As C{TLSv1.3}; "" without TLS."""
+        return "" if self._secured is None else self._secured.transport.version
 
     # From phase to phase.
 

@@ -7,8 +7,9 @@ Rules:
   one is closed without a greeting;
 * one address cannot take all places, where its number is limited;
 * none is accepted once the server is stopping;
-* while clients are relayed, one that connects is forwarded from its first byte, or, where it has
-  negotiated before it belonged to this server (`exports`), from its first request.
+* while clients are relayed, one that connects is forwarded from its first byte, or from its first
+  request: where it has negotiated before it belonged to this server (`exports`), and where either
+  side of the relay speaks TLS, which is not the other's.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class ServerFactory:
         """A connection; one that is refused is closed at once."""
         if not self.accepts or self._admission.admit(addr):
             return RefusedConnection()
-        made = OwnedConnection if self._relay() is None else _RelayedConnection
+        relay = self._relay()
+        greets = relay is not None and relay.can_greet and self.settings.tls is None
+        made = _RelayedConnection if greets else OwnedConnection
         connection = made(self.settings, addr, self)
         self._clients.add(connection)
         return connection

@@ -12,6 +12,8 @@ Rules:
 * a connection above a limit of the owner's is told so, and may choose another export; one above our
   own limit is closed without a greeting. At either limit a connection that has proved nothing to
   its owner is closed for the new one, so that none may be refused (`admission`);
+* TLS is the port's, and so is who is let in: what has a policy of its own is not offered at a port
+  that has another one, or none;
 * what becomes of one export, or of its clients, changes nothing for the others.
 """
 
@@ -28,6 +30,7 @@ from zope.interface import implementer
 
 from ..nbd import Negotiated
 from ..runtime import Runtime
+from ..transport import ServerTLS
 from .admission import Admission
 from .handler import IExportHandler
 from .handshake import ConnectionSettings
@@ -70,6 +73,7 @@ class Exports:
         for no limit.
     @param max_per_address: how many of them one address may have, as with L{blockmig.Server}.
     @param handshake_timeout: seconds that a connection has to choose an export; 0 for no limit.
+    @param tls: how clients may, or must, speak TLS; None where it is not offered.
     @param runtime: the reactor and the system calls, the same as those of what is added; None for
         the real ones.
     """
@@ -80,6 +84,7 @@ class Exports:
         max_connections: int = 0,
         max_per_address: int = 0,
         handshake_timeout: float = 30.0,
+        tls: ServerTLS | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         runtime = runtime or Runtime.of()
@@ -92,6 +97,7 @@ class Exports:
                 structured=True,
                 handshake_timeout=handshake_timeout,
                 refusal=self._refusal,
+                tls=tls,
             ),
             self._owner_of,
             max_connections,
@@ -106,7 +112,7 @@ class Exports:
         """Offer the exports of a server or a receiver, until it ends or is removed.
 
         @raise ValueError: one of its names is offered already, it speaks the old handshake, which
-            has no names, or it has ended.
+            has no names, it has a policy for TLS that is not this port's, or it has ended.
         @raise TypeError: C{part} is neither a server nor a receiver.
         """
         owner = getattr(part, "owner", None)
@@ -116,6 +122,8 @@ class Exports:
         settings: ConnectionSettings = owner.settings
         if settings.oldstyle is not None:
             raise ValueError("the old handshake has no export names: it needs a port of its own")
+        if settings.tls not in (None, self._factory.settings.tls):
+            raise ValueError("TLS is the port's: give the policy to Exports, and not to this")
         if not owner.accepts:
             raise ValueError("it has ended, or is about to: its exports are offered no more")
         for name in settings.names():

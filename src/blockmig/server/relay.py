@@ -14,7 +14,9 @@ Rules:
   Its stream is not changed in any other way;
 * everything that a client sent and we have not answered is forwarded first, unchanged, each byte
   once: a WRITE that was partly taken off the wire is put together again from the disk and memory;
-* a client that connects later is forwarded from its first byte, and waits until that is possible;
+* a client that connects later is forwarded from its first byte, and waits until that is possible.
+  Where either side speaks TLS it negotiates with us before that, as those did who were held: TLS
+  ends here, on either side, so that neither has less of it than was asked for;
 * a client that hung up while it waited is dropped together with its requests: it may already be
   repeating them on another connection, and its old requests must not overtake the new ones;
 * back-pressure: nothing is read from one side that the other does not take. Never more is kept than
@@ -87,6 +89,7 @@ class Relay:
         self.pause: float | None = None
         self._uri = destination.uri
         self._endpoint = destination.endpoint
+        self._tls = destination.tls
         self._export = destination.export
         self._receiver_exports = () if receiver_export is None else (receiver_export,)
         self._reactor = runtime.reactor
@@ -154,6 +157,12 @@ class Relay:
             "linger": "forever" if math.isinf(self.linger) else self.linger,
         }
 
+    @property
+    def can_greet(self) -> bool:
+        """Whether a client may be greeted by that server itself: not where TLS, which the client
+        knows nothing of, comes before."""
+        return self._tls is None
+
     # RelayContext, for the clients.
 
     @property
@@ -174,7 +183,7 @@ class Relay:
         return self._connection(client, handshake)
 
     def _connection(self, user: UpstreamUser, handshake: ClientHandshake | None) -> Upstream:
-        return Upstream(user, handshake, self._runtime)
+        return Upstream(user, handshake, self._runtime, self._tls)
 
     def connect(self, upstream: Upstream) -> None:
         """Connect C{upstream}; that may fail at once."""

@@ -45,6 +45,7 @@ from ..nbd import (
     served_export_name,
 )
 from ..runtime import BoundedThreads, Runtime
+from ..transport import ServerTLS
 from .access import DiskAccess
 from .changes import Changes
 from .clients import Clients
@@ -154,8 +155,9 @@ class Server:
     @param request_timeout: seconds of silence after which a client that has begun a request, or has
         replies to take, is given up; 0 for never.
     @param latency: measures how quick the disk is; None for the default.
+    @param tls: how its clients may, or must, speak TLS; None where it is not offered.
     @param runtime: reactor, threads and system calls; None for the real ones.
-    @raise ValueError: C{export} is too long.
+    @raise ValueError: C{export} is too long, or the old handshake is to be spoken with TLS.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
     @raise Refused: it cannot be a disk, or the records beside it do not call it the canonical copy.
@@ -173,8 +175,11 @@ class Server:
         handshake_timeout: float = 30.0,
         request_timeout: float = 300.0,
         latency: LatencyMonitor | None = None,
+        tls: ServerTLS | None = None,
         runtime: Runtime | None = None,
     ) -> None:
+        if oldstyle and tls is not None:
+            raise ValueError("the old handshake has no TLS")
         if len(export.encode()) > MAXIMUM_NAME:
             raise ValueError(f"the export's name is longer than {MAXIMUM_NAME} bytes")
         given, disk = disk, guarded(disk)
@@ -205,6 +210,7 @@ class Server:
             structured=True,
             handshake_timeout=handshake_timeout,
             idle_timeout=request_timeout,
+            tls=tls,
         )
         self._clients = Clients()
         self._held_at = 0.0

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from ..client import ClientConnection, ClientFactory, ClientHandler
 from ..nbd import REQUEST, REQUEST_MAGIC, ClientHandshake, Command, Negotiated
 from ..runtime import Runtime
-from ..transport import FileRegion, is_plain_socket
+from ..transport import ClientTLS, FileRegion, is_plain_socket
 
 _TIMEOUT: Final = 10.0
 _DISCONNECT_TIMEOUT: Final = 1.0
@@ -43,14 +43,19 @@ class Upstream(ClientHandler):
     """One connection to the upstream server.
 
     @param handshake: our handshake; None where the client is to shake hands itself.
+    @param tls: how it speaks TLS, where the handshake is ours; None for not at all.
     """
 
     def __init__(
-        self, user: UpstreamUser, handshake: ClientHandshake | None, runtime: Runtime
+        self,
+        user: UpstreamUser,
+        handshake: ClientHandshake | None,
+        runtime: Runtime,
+        tls: ClientTLS | None = None,
     ) -> None:
         self._user = user
         self._relays_greeting = handshake is None
-        self._connection = ClientConnection(self, handshake, runtime)
+        self._connection = ClientConnection(self, handshake, runtime, tls=tls)
         self._connected = False
         self._lost = False
         self._connecting: Deferred[Any] | None = None

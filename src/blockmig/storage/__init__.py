@@ -30,6 +30,7 @@ from .open import open_disk
 from .record_paths import (
     ROOTS_DIRECTORY,
     aside_path,
+    decides_by_owner,
     default_state_directory,
     device_record_path,
     is_aside,
@@ -41,6 +42,7 @@ from .record_paths import (
 from .room import Room
 from .scan import Scan, Segment, split_data
 from .survey import Survey
+from .trusted import Untrusted, open_trusted
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion, describe_version, version_at
 
@@ -66,9 +68,11 @@ __all__ = [
     "Segment",
     "Survey",
     "TouchedMap",
+    "Untrusted",
     "User",
     "aside_path",
     "boot_id",
+    "decides_by_owner",
     "default_state_directory",
     "describe_contents",
     "describe_version",
@@ -92,6 +96,7 @@ __all__ = [
     "is_still_attached",
     "layers_of",
     "open_disk",
+    "open_trusted",
     "path_of",
     "paths_aside",
     "record_path",

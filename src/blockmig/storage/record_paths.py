@@ -15,8 +15,12 @@ Rules (design, section 2: R10):
 * what was interrupted when only some records of a device were set aside is finished by whoever
   looks for records next, before they are read: none of them hides what the others say;
 * a state directory other than the usual one is noted in that, so that records in it are found
-  without its name. Only what is proved to be of this disk counts there; and what may not be read,
-  so that the caller sees that.
+  without its name. So are those below root's, which systemd makes for services. Only what is proved
+  to be of this disk counts there; and what may not be read, so that the caller sees that;
+* a note counts only if root has written it, or the user of this process;
+* who may write in a state directory has a say in every device that its records name. So its owner
+  does only where somebody has chosen it for this command, or root for a service
+  (L{decides_by_owner}).
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from .identities import (
     is_whole,
     same_disk,
 )
+from .trusted import Untrusted, open_regular
 
 ROOTS_DIRECTORY: Final = "/var/lib/blockmig"
 """Where root's records of devices are by default."""
@@ -49,6 +54,9 @@ ROOTS_DIRECTORY: Final = "/var/lib/blockmig"
 _ASIDE: Final = ":"  # not in any path that is escaped
 _ELSEWHERE: Final = "elsewhere"
 _LONGEST: Final = 65536
+_OF_SERVICES: Final = "/var/lib/private"
+"""Where systemd keeps the directories of services that have a user only while they run; there are
+links to them in C{/var/lib}."""
 
 
 def default_state_directory() -> str:
@@ -298,23 +306,26 @@ def _sighting(path: str, system: SystemCalls) -> tuple[str, str] | None:
 
 
 def _is_unreadable(records: str, system: SystemCalls) -> bool:
-    """Whether there are records that we may not read: another user's."""
+    """Whether there are records that we may not read, another user's; or that are no files."""
     directory, stem = os.path.split(records)
     paths = [os.path.join(directory, name) for name in _names(directory, system)]
     return any(
-        _stem(os.path.basename(path)) == stem and not system.access(path, os.R_OK) for path in paths
+        _stem(os.path.basename(path)) == stem
+        and (os.path.islink(path) or not os.path.isfile(path) or not system.access(path, os.R_OK))
+        for path in paths
     )
 
 
 def _parsed(path: str, system: SystemCalls) -> dict[str, Any]:
     """The fields of a record; none if it cannot be read."""
     try:
-        descriptor = system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Whoever it belongs to: it is only found here, and whether it counts is for others to say.
+        descriptor = open_regular(path, system)
         try:
             parsed = json.loads(system.pread(descriptor, _LONGEST, 0))
         finally:
             system.close(descriptor)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError, Untrusted):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
@@ -369,10 +380,48 @@ def _others(directory: str, system: SystemCalls) -> Iterable[str]:
     """The state directories of this host that are known, but for C{directory}."""
     usual = dict.fromkeys((default_state_directory(), ROOTS_DIRECTORY))
     notes = (os.path.join(place, _ELSEWHERE) for place in usual)
-    links = (os.path.join(place, name) for place in notes for name in sorted(_names(place, system)))
+    links = [
+        *(
+            os.path.join(place, name)
+            for place in notes
+            if _is_of_ours(place)
+            for name in sorted(_names(place, system))
+        ),
+        *(
+            os.path.join(ROOTS_DIRECTORY, name)
+            for name in sorted(_names(ROOTS_DIRECTORY, system))
+            if name != _ELSEWHERE and not _stem(name)
+        ),
+    ]
     # Many may have been removed meanwhile; to ask for them is quicker than to resolve their names.
     noted = (os.path.realpath(link) for link in links if _names(link, system))
-    return [other for other in dict.fromkeys((*usual, *noted)) if other != directory]
+    own = os.path.realpath(directory)
+    return [other for other in dict.fromkeys((*usual, *noted)) if other not in (directory, own)]
+
+
+def _is_of_ours(directory: str) -> bool:
+    """Whether that is a directory of root's, or of this user."""
+    try:
+        status = os.lstat(directory)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid in (0, os.geteuid())
+
+
+def decides_by_owner(records: str, state_directory: str | None) -> bool:
+    """Whether records of a device count that belong to the owner of their directory.
+
+    @param records: what their paths begin with.
+    @param state_directory: the one that was chosen for this command; None for none.
+    """
+    directory = os.path.realpath(os.path.dirname(records))
+    if state_directory is not None and directory == os.path.realpath(state_directory):
+        return True
+    services = os.path.join(_OF_SERVICES, os.path.basename(ROOTS_DIRECTORY))
+    return any(
+        os.path.commonpath((directory, place)) == place
+        for place in (os.path.realpath(ROOTS_DIRECTORY), services)
+    )
 
 
 def _escape(path: str) -> str:

@@ -1,9 +1,11 @@
 """Bytes between a socket and a disk, without a copy in memory where that is possible.
 
 Owns the zero-copy paths of one connection (`RegionProducer` for sending, `PayloadReader` for
-receiving), rate limits, and endpoints. Of NBD it knows only the URIs, not the messages.
+receiving), TLS (`secure`, which is imported where TLS begins, since OpenSSL takes its time), rate
+limits, and endpoints. Of NBD it knows only the URIs, not the messages.
 """
 
+from .awaits_user import AwaitsUser
 from .endpoints import (
     BadEndpoint,
     CannotListen,
@@ -18,16 +20,19 @@ from .endpoints import (
 )
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
-from .plain import has_hung_up, is_plain_socket, is_readable, unacknowledged
+from .plain import has_hung_up, is_plain_socket, is_readable, peer_user, unacknowledged
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
+from .tls import ClientTLS, ServerTLS, TLSFailure
 
 __all__ = [
     "LONGEST_MOVE",
     "PIECE",
+    "AwaitsUser",
     "BadEndpoint",
     "CannotListen",
+    "ClientTLS",
     "FileRegion",
     "IPayloadReceiver",
     "Limiter",
@@ -36,6 +41,8 @@ __all__ = [
     "RateLimiter",
     "ReadAhead",
     "RegionProducer",
+    "ServerTLS",
+    "TLSFailure",
     "YieldingLimiter",
     "accept_few",
     "client_endpoint",
@@ -45,6 +52,7 @@ __all__ = [
     "is_readable",
     "listen",
     "listening_uris",
+    "peer_user",
     "server_endpoint",
     "stop_listening",
     "tune",

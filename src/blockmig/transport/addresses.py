@@ -76,6 +76,8 @@ def endpoint_string(text: str) -> str:
 
 
 def _of_uri(uri: NBDURI) -> str:
+    if uri.tls:
+        raise BadAddress("an endpoint does not begin TLS: that is up to who listens there")
     if uri.export:
         raise BadAddress(
             f"the name of the export, {uri.export!r}, does not belong here: it is given by itself"

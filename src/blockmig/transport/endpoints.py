@@ -178,15 +178,19 @@ def _shielded(listening: defer.Deferred[IListeningPort]) -> defer.Deferred[IList
     return waiting
 
 
-def listening_uris(port: IListeningPort, export: str) -> tuple[list[str], bool]:
+def listening_uris(
+    port: IListeningPort, export: str, *, tls: bool = False
+) -> tuple[list[str], bool]:
     """The URIs that reach C{port}, and whether only this machine can use them.
 
     Where it listens on every address of this machine, there is one for each that others can use.
+
+    @param tls: clients have to use TLS.
     """
     address = port.getHost()
     if isinstance(address, UNIXAddress):
         path = address.name.decode() if isinstance(address.name, bytes) else str(address.name)
-        return [str(NBDURI(export=export, socket=path))], True
+        return [str(NBDURI(export=export, socket=path, tls=tls))], True
     if isinstance(address, IPv4Address | IPv6Address):
         host = address.host
         local = host.startswith("127.") or host == "::1"
@@ -195,7 +199,9 @@ def listening_uris(port: IListeningPort, export: str) -> tuple[list[str], bool]:
             hosts = host_addresses(socket.AF_INET) or ["127.0.0.1"]
         elif host == "::":
             hosts = host_addresses(_families(port)) or ["::1"]
-        return [str(NBDURI(export=export, host=one, port=address.port)) for one in hosts], local
+        port_number = address.port
+        found = [NBDURI(export=export, host=one, port=port_number, tls=tls) for one in hosts]
+        return list(map(str, found)), local
     return [str(address)], False
 
 

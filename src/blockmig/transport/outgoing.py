@@ -93,6 +93,7 @@ class RegionProducer:
     @param in_thread: reads regions of disks without a descriptor in threads; None to read them
         here, for disks that are in memory.
     @param system: the system calls.
+    @param seen_empty: everything that others have written to the transport was sent.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class RegionProducer:
         pacer: Pacer | None = None,
         in_thread: Callable[..., Deferred[Any]] | None = None,
         system: SystemCalls,
+        seen_empty: bool = False,
     ) -> None:
         self.pacer = pacer
         self._transport = transport
@@ -116,12 +118,17 @@ class RegionProducer:
         self._system = system
         self._queue: deque[bytes | memoryview | FileRegion] = deque()
         self._in_memory = 0
-        self._seen_empty = False
+        self._seen_empty = seen_empty
         self._paused = False
         self._stopped = False
         self._can_sendfile = True
         self._sink: _SocketSink | _TransportSink | None = None
         self._read_ahead = ReadAhead(in_thread, self._was_read) if in_thread is not None else None
+
+    @property
+    def seen_empty(self) -> bool:
+        """Whether everything that others have written to the transport was sent."""
+        return self._seen_empty
 
     @property
     def pending(self) -> int:

@@ -3,6 +3,9 @@
 Under TLS `fileno()` still returns the raw socket, and wrappers forward attributes: bypassing such a
 transport would put plaintext on the wire, or take ciphertext off it. So only Twisted's own socket
 transports count, and only while they do not use TLS.
+
+What the kernel knows of the socket is asked of the one beneath where TLS is ours (`secure`): that
+tells how far ciphertext has come, that something was received, and that the other end is gone.
 """
 
 from __future__ import annotations
@@ -12,10 +15,25 @@ import select
 import socket
 import struct
 import termios
-from typing import TypeGuard
+from typing import Any, Final, TypeGuard
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
+
+_CREDENTIALS: Final = struct.Struct("iII")
+"""C{struct ucred}: the process, its user, its group."""
+
+_NOBODY: Final = 0xFFFFFFFF
+"""What the kernel says where there are none."""
+
+
+class LayeredTransport:
+    """A transport above another one, which must not be bypassed.
+
+    @ivar beneath: the other one.
+    """
+
+    beneath: Any
 
 
 def unacknowledged(transport: object) -> int:
@@ -23,6 +41,7 @@ def unacknowledged(transport: object) -> int:
 
     SIOCOUTQ of tcp(7) and unix(7); 0 where that is unknown.
     """
+    transport = _beneath(transport)
     if not is_plain_socket(transport):
         return 0
     try:
@@ -38,6 +57,7 @@ def has_hung_up(transport: object) -> bool:
 
     On TCP that cannot be told from a peer that only half-closed. False where it is unknown.
     """
+    transport = _beneath(transport)
     if not is_plain_socket(transport):
         return False
     events = select.POLLHUP | select.POLLERR
@@ -48,13 +68,36 @@ def has_hung_up(transport: object) -> bool:
     return any(found & events for _, found in poll.poll(0))
 
 
+def peer_user(transport: object) -> int | None:
+    """Who has connected to a UNIX socket: the number of the user; None where it is unknown.
+
+    SO_PEERCRED of unix(7), which the kernel keeps as of the connect(2).
+    """
+    if not is_plain_socket(transport):
+        return None
+    handle = transport.getHandle()
+    if handle.family != socket.AF_UNIX:
+        return None
+    try:
+        answer = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, user, _ = _CREDENTIALS.unpack(answer)
+    except (OSError, struct.error):
+        return None
+    return None if user == _NOBODY else int(user)
+
+
 def is_readable(transport: object) -> bool:
     """Whether the peer has sent something that was not read yet. False where it is unknown."""
+    transport = _beneath(transport)
     if not is_plain_socket(transport):
         return False
     poll = select.poll()
     poll.register(transport.fileno(), select.POLLIN)
     return any(found & select.POLLIN for _, found in poll.poll(0))
+
+
+def _beneath(transport: object) -> object:
+    return transport.beneath if isinstance(transport, LayeredTransport) else transport
 
 
 def is_plain_socket(transport: object) -> TypeGuard[tcp.Connection]:

@@ -113,9 +113,10 @@ class OptionsTests(SynchronousTestCase):
         # mirror that says nothing leaves it to its server how long that lingers. What `serve` waits
         # for with --standby is a migration that it takes no part in. `move` has both ends, and an
         # id that is the same in each run. `send` prints JSON of a check only, and a check does not
-        # wait as long as it does.
+        # wait as long as it does. Who listens says whether TLS is used; who connects does as it is
+        # told.
         differ = {"overwrite", "control", "listen", "linger", "id", "give-up-after"}
-        differ |= {"json", "timeout"}
+        differ |= {"json", "timeout", "tls"}
         words = {}
         for command in COMMANDS:
             kind = command.load().Options
@@ -252,10 +253,13 @@ ENDS = ("blockmig.client", "blockmig.server", "blockmig.transport")
 class ImportsTests(SynchronousTestCase):
     """No command pays for imports that it does not need."""
 
-    def loaded(self, status, *arguments):
+    def loaded(self, status, *arguments, prelude=""):
         """The modules that are there at the end of a command."""
         ended = subprocess.run(
-            [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-c", prelude + PROGRAM, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         self.assertEqual(status, ended.returncode, ended.stderr)
         return set(ended.stdout.splitlines()[-1].split())
@@ -271,7 +275,7 @@ class ImportsTests(SynchronousTestCase):
 
     def assert_own(self, loaded, *own):
         """Only these of C{blockmig.cli} are there, beside what every command has."""
-        every = {"main", "commands", "usage", "common", "values", "launch", "wording"}
+        every = {"main", "commands", "usage", "common", "values", "launch", "wording", "tls"}
         prefix = "blockmig.cli."
         found = {name.removeprefix(prefix) for name in loaded if name.startswith(prefix)}
         self.assertEqual(set(own), found - every)
@@ -291,6 +295,21 @@ class ImportsTests(SynchronousTestCase):
                 parser = ["remote_place"] if command.name == "move" else []
                 self.assert_own(loaded, command.module, *parser)
                 self.assert_none(loaded, *SLOW, *ENDS, "blockmig.migration", "blockmig.control")
+
+    def test_without_TLS_nothing_is_imported_that_it_needs(self):
+        """Nor missed, where it is not installed. (Where it is, Twisted imports it for itself.)"""
+        missing = "import sys; sys.modules |= dict.fromkeys(('OpenSSL', 'service_identity', "
+        missing += "'cryptography'))\n"
+        for arguments in (
+            ["send", "/nowhere/disk", "nbd://[::1]:1/"],
+            ["check", "/nowhere/disk", "nbd://[::1]:1/"],
+            ["receive", "/nowhere/disk"],
+            ["serve", "/nowhere/disk"],
+        ):
+            loaded = self.loaded(1, *arguments, prelude=missing)
+            self.assert_none(
+                loaded, "blockmig.transport.certified", "blockmig.transport.certificates"
+            )
 
     def test_output_that_nobody_reads_causes_no_traceback(self):
         reader, writer = os.pipe()
@@ -372,7 +391,7 @@ class ImportsTests(SynchronousTestCase):
             (["send", "send_operation", "progress", "screen"], "send", "/nowhere/disk", "nbd://h/"),
             (["check", "send", "check_operation"], "check", "/nowhere/disk", "nbd://[::1]:1/"),
             (
-                ["receive", "receive_operation", "listening", "systemd"],
+                ["receive", "receive_operation", "listening", "admittance", "systemd"],
                 "receive",
                 "-f",
                 "/nowhere/disk",

@@ -205,7 +205,7 @@ class StartTests(Case):
                 "",
                 "there",
                 "http://there/",
-                "nbds://x/",
+                "nbds+vsock://1/",
             ),
             "unlink": ("yes", 1, 0, None, [], "true"),
             "again": ("yes", 1, None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from blockmig.cli import mirror_request
+from blockmig.cli import tls
 from blockmig.cli.mirror_request import request_mirror as run_mirror
 from blockmig.control import ControlError, ControlLost, ControlRefused
 from tests.unit.cli.mirror_commands import Case, Server, parsed
@@ -93,7 +93,7 @@ class RequestTests(Case):
 
     def test_relative_socket_paths_are_sent_as_absolute_ones(self):
         """The server has a current directory of its own."""
-        self.patch(mirror_request.os, "getcwd", lambda: "/here")
+        self.patch(tls.os, "getcwd", lambda: "/here")
         options = ["--then", "relay", "--relay-to", "nbd+unix:///?socket=../t"]
         body = self.asked("nbd+unix:///x?socket=s", *options)
         self.assertEqual("nbd+unix:///x?socket=/here/s", body["uri"])

@@ -17,7 +17,7 @@ class ServiceTests(SynchronousTestCase):
         case = self
 
         class Operation:
-            survives_hangup = False
+            hung_up = None
 
             def __init__(self, options, reactor):
                 case.operation = self

@@ -125,9 +125,17 @@ class ConnectionTests(ConnectionCase):
 
     def test_a_connection_lost_during_the_handshake_says_so(self):
         self.connect()
+        self.connection.dataReceived(b"NBDMAGIC")
         self.lose(ConnectionLost())
         words = "the connection was closed during the handshake"
         self.assertEqual([("connection_lost", words)], self.user.ends())
+
+    def test_a_connection_lost_before_the_greeting_may_have_been_refused(self):
+        self.connect()
+        self.lose(ConnectionLost())
+        ((_, why),) = self.user.ends()
+        self.assertIn("closed during the handshake, before a greeting", why)
+        self.assertIn("allow-list", why)
 
     def test_the_end_is_reported_once_whatever_happens_in_whatever_order(self):
         """The connection fails, is given up and is lost in every order."""
@@ -200,7 +208,7 @@ class HalfClosingTests(ConnectionCase):
     def half_close(self, unconfirmed=1):
         """As a socket does that can."""
         self.transport.loseWriteConnection = lambda: None
-        with mock.patch.object(HalfClosingConnection, "_can_half_close", return_value=True):
+        with mock.patch("blockmig.client.connection._can_half_close", return_value=True):
             self.connection.disconnect(b"DISC")
         self.connection.writeConnectionLost()
         with mock.patch("blockmig.client.connection.unacknowledged", return_value=unconfirmed):

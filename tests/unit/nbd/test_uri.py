@@ -27,6 +27,43 @@ class URITests(SynchronousTestCase):
         uri = NBDURI(export=export, socket=socket)
         self.assertEqual(uri, parse_uri(str(uri)))
 
+    @given(text, hosts, paths, st.sampled_from([None, True, False]), text)
+    def test_a_URI_with_TLS_survives_a_round_trip(self, export, host, path, verify, name):
+        certificates = path.replace("\0", "")
+        uri = NBDURI(export, host, 5, "", True, certificates, verify, name)
+        self.assertEqual(uri, parse_uri(str(uri)))
+        uri = NBDURI(export, "", 0, path, True, certificates, verify, name)
+        self.assertEqual(uri, parse_uri(str(uri)))
+
+    def test_URIs_with_TLS_are_parsed_as_libnbd_spells_them(self):
+        for given_, expected in {
+            "nbds://host": NBDURI("", "host", 10809, tls=True),
+            "nbds+unix:///x?socket=/s": NBDURI("x", socket="/s", tls=True),
+            "nbds://host/x?tls-certificates=/etc/pki": NBDURI(
+                "x", "host", 10809, tls=True, certificates="/etc/pki"
+            ),
+            "nbds+unix:///?socket=/s&tls-certificates=pki&tls-hostname=there": NBDURI(
+                socket="/s", tls=True, certificates="pki", tls_hostname="there"
+            ),
+            "nbds://host/?tls-verify-peer=false": NBDURI(
+                "", "host", 10809, tls=True, verify_peer=False
+            ),
+            "nbds://host/?tls-verify-peer=1": NBDURI("", "host", 10809, tls=True, verify_peer=True),
+        }.items():
+            self.assertEqual(expected, parse_uri(given_), given_)
+
+    def test_a_place_keeps_the_scheme_and_says_nothing_of_certificates(self):
+        uri = parse_uri("nbds://h:5/x?tls-certificates=/p&tls-verify-peer=true&tls-hostname=n")
+        self.assertEqual("nbds://h:5/x", str(uri.place))
+
+    def test_what_would_be_ignored_without_TLS_is_refused_in_any_URI(self):
+        for name, value in {
+            "certificates": "/pki",
+            "verify_peer": False,
+            "tls_hostname": "there",
+        }.items():
+            self.assertRaises(BadURI, NBDURI, host="h", port=5, **{name: value})
+
     def test_examples_of_URIs_are_parsed(self):
         for given_, expected in {
             "nbd://host": NBDURI("", "host", 10809),
@@ -73,9 +110,22 @@ class URITests(SynchronousTestCase):
             "nbd+unix:///x?socket=%ff": "not UTF-8",
             "nbd+unix:///?socket=/a%00b": "no path of a UNIX socket",
             f"nbd+unix:///?socket=/{'a' * 107}": "has 108: use a shorter one",
-            "nbds://host/": "nbds: URIs are not supported",
-            "nbds+unix:///?socket=/s": "not supported",
             "nbd+vsock://1/": "not supported",
+            "nbds+vsock://1/": "not supported",
+            "nbds://": "does not name a host",
+            "nbds+unix:///x": "does not name a socket",
+            "nbds://host/?socket=/s": "use the scheme nbds+unix",
+            "nbds://alice@host/": "pre-shared keys",
+            "nbds://host/?tls-psk-file=/k": "tls-psk-file: pre-shared keys are not supported",
+            "nbds://host/?tls-username=a": "tls-username: pre-shared keys are not supported",
+            "nbds://host/?tls-verify=true": "tls-verify: is not known; there are tls-certificates",
+            "nbds://host/?tls-verify-peer=maybe": "'maybe' is neither true nor false",
+            "nbds://host/?tls-certificates=": "tls-certificates has no value",
+            "nbds://host/?tls-hostname=": "tls-hostname has no value",
+            "nbds://host/?tls-certificates=/a%00b": "no path of a directory",
+            "nbd://host/?tls-certificates=/pki": "does not use TLS, and has tls-certificates: use "
+            "the scheme nbds",
+            "nbd+unix:///?socket=/s&tls-verify-peer=true": "use the scheme nbds+unix",
         }.items():
             with self.subTest(bad):
                 error = self.assertRaises(BadURI, parse_uri, bad)
@@ -90,7 +140,7 @@ class URITests(SynchronousTestCase):
 
     @given(text)
     def test_nonsense_raises_only_BadURI(self, nonsense):
-        for prefix in ("", "nbd://", "nbd+unix://"):
+        for prefix in ("", "nbd://", "nbd+unix://", "nbds://h/?", "nbds+unix:///?socket=/s&tls-"):
             try:
                 uri = parse_uri(prefix + nonsense)
             except BadURI:

@@ -79,7 +79,7 @@ class MistakesTests(SynchronousTestCase):
             "host:port": "'host' is not known",
             "nbd://h/web": "the name of the export, 'web', does not belong here",
             "http://h/": "is not an NBD URI",
-            "nbds://h/": "not supported",
+            "nbds://h/": "an endpoint does not begin TLS",
             "tcp": "says nowhere to listen",
             "tcp:port": "says nowhere to listen",
             "tcp:port:interface=::1": "says nowhere to listen",

@@ -110,7 +110,7 @@ class DestinationChecks:
         except LocalProtocolError as error:
             self._notes.fail("destination", error)
             return
-        client = _Client(handshake, self._runtime, self._plan.timeout)
+        client = _Client(handshake, self._runtime, self._plan.timeout, tls=destination.tls)
         client.export = destination.export
         try:
             negotiated = await self._reach(client)

@@ -56,7 +56,7 @@ class FinishingChecks:
         except LocalProtocolError as error:
             self._notes.fail("destination", error)
             return
-        client = NBDClient(handshake, self._runtime, plan.timeout)
+        client = NBDClient(handshake, self._runtime, plan.timeout, tls=plan.destination.tls)
         try:
             await self._look(client)
         finally:

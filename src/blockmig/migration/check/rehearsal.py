@@ -84,7 +84,9 @@ class Rehearsal(ClientHandler):
         self._reactor = runtime.reactor
         pacer = Pacer(runtime.reactor, limiter) if limiter is not None else None
         handshake = ClientHandshake(context.destination.export + SCRATCH_EXPORT)
-        self._connection = ClientConnection(self, handshake, runtime, pacer)
+        self._connection = ClientConnection(
+            self, handshake, runtime, pacer, context.destination.tls
+        )
         self._result: Deferred[Rehearsed] = Deferred(lambda _: self._stop())
         self._copier: Copier | None = None
         self._left: Ranges = []

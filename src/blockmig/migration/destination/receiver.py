@@ -26,6 +26,7 @@ from ...runtime import BoundedThreads, Runtime
 from ...server import Clients, ConnectionSettings, ServerConnection
 from ...storage import DiskRefused
 from ...syscalls import describe_error
+from ...transport import ServerTLS
 from ..disk import failing_locally, guarded
 from ..identity import ANYBODY, Identity
 from ..policy import NO_OVERRIDES, Overrides
@@ -74,7 +75,7 @@ class Receiver:
         that have not the same are refused, and so are those that say nothing of themselves.
     @param runtime: the reactor, threads and system calls to use; None for the real ones.
     @raise ValueError: C{migrations} is not 1, or C{export} is too long; or the old handshake is to
-        be spoken of a disk that has no size yet.
+        be spoken of a disk that has no size yet, or with TLS.
     @raise InUse: the disk object is in use.
     @raise LocalFailure: the disk has failed already.
     @raise AlreadyDone: the records say that the disk was received already: there is nothing to do.
@@ -93,8 +94,11 @@ class Receiver:
         give_up_after: float | None = None,
         overrides: Overrides = NO_OVERRIDES,
         identity: Identity = ANYBODY,
+        tls: ServerTLS | None = None,
         runtime: Runtime | None = None,
     ) -> None:
+        if oldstyle and tls is not None:
+            raise ValueError("the old handshake has no TLS")
         if migrations != 1:
             raise ValueError("a receiver accepts one migration: migrations must be 1")
         if len(export.encode()) > MAXIMUM_NAME - LONGEST_SUFFIX:
@@ -118,7 +122,7 @@ class Receiver:
         with failing_locally(disk):
             self._migration = self._incoming(disk, overrides, identity)
         self._factory = ReceiverFactory(
-            self._settings(oldstyle, handshake_timeout, idle_timeout),
+            self._settings(oldstyle, handshake_timeout, idle_timeout, tls),
             self._clients,
             self._migration.owns_attempt,
         )
@@ -154,7 +158,11 @@ class Receiver:
         )
 
     def _settings(
-        self, oldstyle: bool, handshake_timeout: float, idle_timeout: float
+        self,
+        oldstyle: bool,
+        handshake_timeout: float,
+        idle_timeout: float,
+        tls: ServerTLS | None,
     ) -> ConnectionSettings:
         """What its connections have in common."""
         disk, export = self._migration.disk, self._export
@@ -189,6 +197,7 @@ class Receiver:
             handshake_timeout=handshake_timeout,
             idle_timeout=idle_timeout,
             refusal=refusal,
+            tls=tls,
         )
 
     @property

@@ -179,7 +179,8 @@ async def open_handoff(
     @raise NoHandoffExport: the export is not blockmig's.
     """
     timeout = ANSWER_TIMEOUT if timeout is None else min(timeout, ANSWER_TIMEOUT)
-    client = NBDClient(ClientHandshake(destination.export + HANDOFF_EXPORT), runtime, timeout)
+    handshake = ClientHandshake(destination.export + HANDOFF_EXPORT)
+    client = NBDClient(handshake, runtime, timeout, tls=destination.tls)
     negotiated = await client.connect(destination.endpoint, destination.uri)
     handoff = HandoffConversation(client, secret)
     try:

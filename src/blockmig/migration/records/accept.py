@@ -16,7 +16,7 @@ import os
 from ...errors import LocalFailure, Refused
 from ...storage import DiskRefused, open_disk
 from ...syscalls import SYSTEM, SystemCalls, describe_error
-from .files import BadRecord, Kind, Phase, Record, is_about, records_of
+from .files import BadRecord, Kind, Phase, Record, check_trusted, is_about, records_of
 from .finished import is_complete
 from .mark import remove_mark
 from .verdict import check_layers
@@ -49,6 +49,7 @@ def accept(
         records = records_of(disk, system)
         received = None
         try:
+            check_trusted(records)
             incomplete = records.read(Kind.INCOMPLETE)
             with contextlib.suppress(BadRecord):  # then it proves nothing
                 received = records.read(Kind.RECEIVED)

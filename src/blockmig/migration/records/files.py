@@ -13,6 +13,8 @@ Rules (design, section 2: R2, R7):
 * a record of an earlier version lacks fields that came later, which then have their defaults;
 * what cannot be read as a record of ours (torn, foreign, or of a later version) is reported as such
   and never taken for one;
+* nor is what somebody else has put there: a symbolic link, a FIFO, a file of another user
+  (`storage.trusted`). A record has mode 0600, since it has the migration's UUID, which is a secret;
 * the calls block, and may be made from threads: a lock admits one at a time.
 """
 
@@ -33,9 +35,12 @@ from ...interfaces import IRecordedDisk
 from ...storage import (
     ROOTS_DIRECTORY,
     BlockDisk,
+    Untrusted,
     boot_id,
+    decides_by_owner,
     is_aside,
     is_device_identity,
+    open_trusted,
     paths_aside,
     record_path,
     same_disk,
@@ -77,7 +82,7 @@ class Phase(StrEnum):
 
 
 class BadRecord(Exception):
-    """A record exists that cannot be understood; the message says what is wrong with it.
+    """A record exists that cannot be used; the message says what is wrong with it.
 
     @ivar path: the file.
     """
@@ -85,6 +90,11 @@ class BadRecord(Exception):
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path} {why}")
         self.path = path
+
+
+class UntrustedRecord(BadRecord):
+    """Something has the name of a record that nobody may have put there who has a say in it, or no
+    file: nothing follows from it, and no option passes over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +294,13 @@ def records_of(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> Records:
     if not isinstance(disk, BlockDisk):
         return Records(disk.record_path, system)
     # Who only looks has made no directory for them.
-    return Records(disk.record_path, system, disk.given_path, to_be_made=not disk.exclusive)
+    return Records(
+        disk.record_path,
+        system,
+        disk.given_path,
+        to_be_made=not disk.exclusive,
+        by_directory=decides_by_owner(disk.record_path, disk.state_directory),
+    )
 
 
 def records_at(
@@ -297,7 +313,10 @@ def records_at(
     """
     found = record_path(path, state_directory, system)
     beside = found == os.path.realpath(path)
-    return Records(found, system, "" if beside else os.path.abspath(path))
+    if beside:
+        return Records(found, system)
+    by_directory = decides_by_owner(found, state_directory)
+    return Records(found, system, os.path.abspath(path), by_directory=by_directory)
 
 
 def read_all(records: Records) -> tuple[dict[Kind, Record], dict[Kind, BadRecord | OSError]]:
@@ -318,6 +337,16 @@ def read_all(records: Records) -> tuple[dict[Kind, Record], dict[Kind, BadRecord
     return good, bad
 
 
+def check_trusted(records: Records) -> None:
+    """Check that nothing has the name of a record that is not believed.
+
+    @raise UntrustedRecord: something has.
+    """
+    for error in read_all(records)[1].values():
+        if isinstance(error, UntrustedRecord):
+            raise error
+
+
 class Records:
     """The records of one disk.
 
@@ -325,6 +354,7 @@ class Records:
     @param system: the system calls to use.
     @param device: the path of the disk, if it is a device; the records of a file are beside it.
     @param to_be_made: their directory is made when the disk is opened to be migrated.
+    @param by_directory: records count that belong to the owner of their directory.
     @ivar disk: the path of the disk.
     """
 
@@ -335,8 +365,10 @@ class Records:
         device: str = "",
         *,
         to_be_made: bool = False,
+        by_directory: bool = True,
     ) -> None:
         self.path = path
+        self._by_directory = by_directory
         self._to_be_made = to_be_made
         self.disk = device or path
         self._system = system
@@ -356,19 +388,21 @@ class Records:
     def read(self, kind: Kind) -> Record | None:
         """The record of that kind; None where there is none.
 
+        @raise UntrustedRecord: what is there is not believed.
         @raise BadRecord: it cannot be understood.
         @raise OSError: it cannot be read.
         """
         path = self.name(kind)
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            descriptor = self._system.open(path, flags)
+            descriptor = open_trusted(
+                path, self.disk, self._system, by_directory=self._by_directory
+            )
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except Untrusted as error:
+            raise UntrustedRecord(path, str(error)) from None
         try:
             text = self._system.pread(descriptor, _LONGEST + 1, 0)
-        except IsADirectoryError:
-            raise BadRecord(path, "is not a blockmig record: it is a directory") from None
         finally:
             self._system.close(descriptor)
         if len(text) > _LONGEST:
@@ -514,7 +548,7 @@ class Records:
 
     def at(self, path: str) -> Records:
         """The records of the same disk whose paths begin with C{path}."""
-        return Records(path, self._system, self.disk)
+        return Records(path, self._system, self.disk, by_directory=self._by_directory)
 
     def move(self, kind: Kind, other: Records) -> None:
         """I{Slow.} Give a record another name in the same directory, durably.

@@ -25,7 +25,7 @@ from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .advice import command_here
 from .aside import records_of_another, set_aside
 from .directory import recorded_disks
-from .files import BadRecord, Kind, Records, records_at
+from .files import BadRecord, Kind, Records, UntrustedRecord, records_at
 from .finished import FINISHED, Finished, is_complete, read_finished
 from .mark import mark_at, remove_mark_at
 from .verdict import look_at
@@ -129,7 +129,7 @@ def forget_old(
     for path in recorded_disks(directory, system):
         try:
             records = _records(path, directory, system)
-            last = read_finished(records, disregard=True).latest
+            last = _read_disregarding(records).latest
             if last is None or (now - _time(last.changed)).total_seconds() < age:
                 continue
             another = records_of_another(records, _identity(path, system))
@@ -181,6 +181,21 @@ def _is_complete(records: Records) -> bool:
         return False
 
 
+def _read_disregarding(records: Records) -> Finished:
+    """What is finished, as far as it can be understood.
+
+    @raise Refused: something is there that is not believed.
+    """
+    try:
+        return read_finished(records, disregard=True)
+    except UntrustedRecord as error:
+        raise _not_trusted(error) from None
+
+
+def _not_trusted(error: UntrustedRecord) -> Refused:
+    return Refused(f"{error}: find out whose it is, and remove it yourself")
+
+
 def _check(path: str, records: Records, checked_destination: bool) -> Finished:
     """Check that what is finished may be forgotten."""
     for kind, why in (
@@ -197,9 +212,11 @@ def _check(path: str, records: Records, checked_destination: bool) -> Finished:
     torn = False
     try:
         finished = read_finished(records)
+    except UntrustedRecord as error:
+        raise _not_trusted(error) from None
     except BadRecord as error:
         torn = error.path == records.name(Kind.MIGRATED)
-        finished = read_finished(records, disregard=True)
+        finished = _read_disregarding(records)
     except OSError as error:
         raise Refused(f"{path}: {describe_error(error)}") from None
     went = finished.went

@@ -16,6 +16,7 @@ from ...storage import (
     DiskRefused,
     Layer,
     Relation,
+    decides_by_owner,
     device_identity,
     device_record_path,
     device_size,
@@ -67,7 +68,7 @@ def layers_at(
     for inside in records_inside(identity, state_directory, system):
         if inside.path not in seen:
             relation = Relation.ABOVE if inside.whole else Relation.PART
-            records = Records(inside.path, system, inside.device)
+            records = _of_device(inside.path, inside.device, state_directory, system)
             # The device may be detached, so that nothing is there to be compared with its record.
             yield LayerState(relation, inside.device, records, inside.size, inside.identity)
 
@@ -82,10 +83,15 @@ def _device(
     return LayerState(
         layer.relation,
         layer.path,
-        Records(found, system, layer.path),
+        _of_device(found, layer.path, state_directory, system),
         device_size(number),
         device_identity(number, system),
     )
+
+
+def _of_device(path: str, device: str, state_directory: str | None, system: SystemCalls) -> Records:
+    by_directory = decides_by_owner(path, state_directory)
+    return Records(path, system, device, by_directory=by_directory)
 
 
 def _file(layer: Layer, system: SystemCalls) -> LayerState:

@@ -28,7 +28,7 @@ from ...interfaces import IRecordedDisk
 from ...storage import is_device_identity
 from ...syscalls import describe_error
 from .advice import command_here
-from .files import BadRecord, Kind, Phase, Record, Records, is_about
+from .files import BadRecord, Kind, Phase, Record, Records, UntrustedRecord, is_about
 from .finished import (
     NOTHING_FINISHED,
     Finished,
@@ -60,9 +60,18 @@ class SourceState:
     finished: Finished = NOTHING_FINISHED
 
 
+def _not_trusted(error: UntrustedRecord, records: Records) -> Refused:
+    return Refused(
+        f"{error}; see `{command_here('inspect', records)}`; once you know which copy is "
+        "canonical, move that away"
+    )
+
+
 def _read(records: Records, kind: Kind) -> Record | None:
     try:
         return records.read(kind)
+    except UntrustedRecord as error:
+        raise _not_trusted(error, records) from None
     except BadRecord as error:
         raise Refused(
             f"{error}; see `{command_here('inspect', records)}`; once you know which copy is "
@@ -353,6 +362,8 @@ def _read_finished(records: Records, disregard: bool) -> Finished:
     """
     try:
         return read_finished(records, disregard)
+    except UntrustedRecord as error:
+        raise _not_trusted(error, records) from None
     except BadRecord as error:
         raise Refused(
             f"{error}; see `{command_here('inspect', records)}`, or use overwrite=True with a new "

@@ -35,6 +35,7 @@ from ...nbd import (
     NotNBD,
     OptionReply,
     ProtocolError,
+    TLSRefused,
 )
 from ...storage import DiskChanged, NotDurable
 from ...syscalls import describe_error
@@ -79,7 +80,9 @@ class OpeningAttempt(ClientHandler):
         handshake = handshake_for(export, context.disk.size)
         limiter = context.passes.limiter
         pacer = Pacer(context.runtime.reactor, limiter) if limiter is not None else None
-        self.connection = HalfClosingConnection(self, handshake, context.runtime, pacer)
+        self.connection = HalfClosingConnection(
+            self, handshake, context.runtime, pacer, context.destination.tls
+        )
         self.accepted: Attempt | None = None
         self._context = context
         self._ended = ended
@@ -122,14 +125,17 @@ class OpeningAttempt(ClientHandler):
         attempt.begin()
 
     def connection_failed(self, why: str) -> None:
-        self._drop(why)
+        context, lasting = self._context, self.connection.is_unwelcome
+        if lasting and not (context.progress.attempt or context.is_acknowledged):
+            self._ended(Failed(Refused(f"{why}; nothing was touched")))
+        self._drop(why, lasting)
 
     def connection_lost(self, why: str, reason: Failure) -> None:
         self._drop(why)
 
-    def _drop(self, why: str) -> None:
+    def _drop(self, why: str, lasting: bool = False) -> None:
         self._context.passes.dropped()
-        self._ended(Dropped(why))
+        self._ended(Dropped(why, lasting))
 
     def drop(self, why: str) -> None:
         """End the attempt, however far it is."""
@@ -501,11 +507,16 @@ class Attempt(ClientHandler):
 
 def explain(error: Exception, export: str) -> str:
     """Why a destination cannot be used."""
+    if isinstance(error, TLSRefused):
+        return (
+            f"the destination does not start TLS ({error.explanation}), and nothing is sent "
+            "without: give it certificates"
+        )
     if isinstance(error, HandshakeRefused):
         if error.reply == OptionReply.ERR_UNKNOWN:
             return f"the destination has no export named {export!r}"
         if error.reply == OptionReply.ERR_TLS_REQD:
-            return "the destination requires TLS, which is not supported"
+            return "the destination requires TLS: say nbds:// instead of nbd://"
         return f"the destination refused the handshake: {error}"
     if isinstance(error, ProtocolError) and not isinstance(error, NotNBD):
         return f"the destination broke the protocol: {error}"

@@ -267,7 +267,13 @@ class Finisher:
         cookie = secrets.randbits(64)
         export = self._destination.export
         handshake = handshake_for(export, self._source.record.size)
-        client = NBDClient(handshake, self._runtime, ANSWER_TIMEOUT, first_cookie=cookie)
+        client = NBDClient(
+            handshake,
+            self._runtime,
+            ANSWER_TIMEOUT,
+            first_cookie=cookie,
+            tls=self._destination.tls,
+        )
         try:
             negotiated = await client.connect(self._destination.endpoint, self._destination.uri)
             if not is_receiver(negotiated, export):

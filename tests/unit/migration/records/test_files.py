@@ -18,6 +18,7 @@ from blockmig.migration.records.files import (
     Phase,
     Record,
     Records,
+    UntrustedRecord,
     decode_record,
     timestamp,
 )
@@ -268,7 +269,34 @@ class ReadTests(Case):
 
     def test_a_FIFO_in_the_place_of_a_record_is_not_waited_for(self):
         os.mkfifo(self.path + ".INCOMPLETE")
-        self.assertRaises(OSError, self.records.read, Kind.INCOMPLETE)
+        self.assertRaises(UntrustedRecord, self.records.read, Kind.INCOMPLETE)
+
+    def test_a_symbolic_link_to_a_record_is_not_followed(self):
+        self.put(RECORD.encode(Kind.INCOMPLETE), "elsewhere")
+        os.symlink("elsewhere", self.path + ".INCOMPLETE")
+        self.bad("symbolic link")
+
+    def test_a_link_that_leads_nowhere_is_not_taken_for_absence(self):
+        os.symlink("nowhere", self.path + ".INCOMPLETE")
+        self.bad("symbolic link")
+
+    def test_a_record_of_another_user_is_not_believed(self):
+        class OfAnother(SystemCalls):
+            def fstat(self, descriptor):
+                found = os.fstat(descriptor)
+                return os.stat_result((*found[:4], 54321, *found[5:]))
+
+        self.records.write(Kind.INCOMPLETE, RECORD)
+        records = Records(self.path, OfAnother())
+        error = self.assertRaises(UntrustedRecord, records.read, Kind.INCOMPLETE)
+        self.assertIn("belongs to the user 54321", str(error))
+
+    def test_records_are_for_their_owner_only(self):
+        """They have the UUID of the migration, which proves to a receiver which one it is."""
+        self.addCleanup(os.umask, os.umask(0))
+        for kind in Kind:
+            self.records.write(kind, RECORD)
+            self.assertEqual(0o600, os.stat(self.records.name(kind)).st_mode & 0o7777)
 
     def test_an_unreadable_record_raises_its_error(self):
         class Denied(SystemCalls):

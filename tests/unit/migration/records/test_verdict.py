@@ -686,7 +686,7 @@ class ExamineTests(FileCase):
         self.assertEqual({Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING}, set(found.bad))
         self.assertIn("torn", found.bad[Kind.INCOMPLETE])
         self.assertIn("directory", found.bad[Kind.MIGRATED])
-        self.assertIn("cannot be read", found.bad[Kind.MIGRATING])
+        self.assertIn("FIFO", found.bad[Kind.MIGRATING])
 
     def test_the_records_are_read_before_the_disk(self):
         """A disk that vanishes meanwhile then looks as it did while the records were true."""
