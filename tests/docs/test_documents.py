@@ -55,7 +55,7 @@ from tests.support.systemd import systemd_host
 from tests.support.tls import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 DOCUMENTS = [*(ROOT / page for page in PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 GIB = 1 << 30
 SIZE = 20 * GIB

@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "blockmig"
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "performance.md"),
 ]
 # Names of other people's.

@@ -193,11 +193,12 @@ class ServerHandshake(Conversation[Negotiated | Aborted | StartTLS]):
         self._offers_structured = structured
         self._structured = False
         self._allocation_of: bytes | None = None
+        self._options = 0
         super().__init__()
 
     def _converse(self) -> Steps[Negotiated | Aborted | StartTLS]:
         flags = (yield from self._greet()) if self._inside_tls is None else self._inside_tls
-        for _ in range(MOST_OPTIONS):
+        while True:
             option, data = yield from self._next_option()
             if option == Option.EXPORT_NAME:
                 self._refuse_before_tls()
@@ -218,11 +219,11 @@ class ServerHandshake(Conversation[Negotiated | Aborted | StartTLS]):
                     return self._negotiated(export)
             else:
                 self._other_option(option, data)
-        raise RemoteProtocolError(f"{MOST_OPTIONS} options, and no end of its handshake")
 
     def _next_option(self) -> Steps[tuple[int, bytes]]:
         """The next option that is not too long, and its data."""
-        for _ in range(MOST_OPTIONS):
+        while self._options < MOST_OPTIONS:
+            self._options += 1
             magic, option, length = _OPTION.unpack((yield _OPTION.size))
             if magic != OPTION_MAGIC:
                 raise RemoteProtocolError(f"bad option magic {magic:#x}")

@@ -205,6 +205,14 @@ class ServerTests(SynchronousTestCase):
         self.say(option(Option.GO, go("disk")))
         self.assertIsNone(self.server.next_event())
 
+    def test_options_that_are_too_long_count_as_well(self):
+        self.say(FIXED)
+        for _ in range(MOST_OPTIONS // 2):
+            self.ask(99)
+        for _ in range(MOST_OPTIONS // 2 - 1):
+            self.say(option(99, bytes(7000)))
+        self.assertRaises(RemoteProtocolError, self.say, option(99, bytes(7000)))
+
     def test_what_is_asked_for_faster_than_it_is_taken_is_answered_piece_by_piece(self):
         names = [f"{number:04}" for number in range(1000)]
         self.server = ServerHandshake({}.get, lambda: names)

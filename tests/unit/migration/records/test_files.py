@@ -266,6 +266,11 @@ class ReadTests(Case):
         self.put(b"")
         self.bad("torn")
 
+    def test_a_record_of_deeply_nested_JSON_is_bad(self):
+        for opening in ("[", '{"x":'):
+            self.put(opening.encode() * 10_000)
+            self.bad("torn")
+
     def test_a_record_longer_than_64_KiB_is_bad(self):
         text = RECORD.encode(Kind.INCOMPLETE)
         self.put(text + b" " * (65536 - len(text)))
