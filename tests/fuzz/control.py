@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionRefusedError
@@ -79,7 +80,8 @@ def control(data: bytes) -> None:
     clock = Clock()
     network = MemoryNetwork(clock)
     disk = MemoryDisk(b"x" * 5000)
-    with nothing_logged_as_bug():
+    # A connection in memory has no user; whoever has not the right one is not answered.
+    with nothing_logged_as_bug(), mock.patch.object(ControlFactory, "_admits", return_value=True):
         server = made(Server, disk, reactor=clock)
         manager = MirrorManager(
             server,
@@ -96,7 +98,7 @@ def control(data: bytes) -> None:
         for piece in [data] if len(data) % 2 else pieces(data):
             if wire.disconnecting or wire.ended:
                 break
-            protocol.dataReceived(piece)
+            wire.protocol.dataReceived(piece)
             network.pump()
         network.advance(0)
         if manager.current is not None and not manager.current.over:

@@ -106,7 +106,8 @@ class JudgeTests(SynchronousTestCase):
 
     def test_a_server_that_lets_a_client_shake_hands_for_ever(self):
         TARGETS["server"].run(b"\0\0\0\0\3")
-        with mock.patch("blockmig.server.handshake.HandshakePhase._timed_out"):
+        expired = "blockmig.server.connection.ServerConnection._handshake_took_too_long"
+        with mock.patch(expired):
             self.finds("server", b"\0\0\0\0\3", "nobody may shake hands for ever")
 
     def test_a_receiver_that_nonsense_completes(self):
