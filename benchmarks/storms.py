@@ -239,7 +239,8 @@ def migrate(folder: Path, size: int, name: str, port: int) -> tuple[float, int]:
         with running("--storm", name, "--port", str(port)):
             began = time.monotonic()
             sender = [BLOCKMIG, "send", str(folder / "disk"), f"nbd://127.0.0.1:{PORT}"]
-            sender += ["--progress", "none", *again]
+            # One that is closed for a stranger in its handshake comes again.
+            sender += ["--progress", "none", "--retry", *again]
             subprocess.run(sender, check=True)  # a time limit would be looked at every 50 ms
             seconds = time.monotonic() - began
         if receiver.wait(PATIENCE):
