@@ -19,6 +19,7 @@ DOCUMENTS = [
 # Names of other people's.
 OTHERS = {"TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"}
 OTHERS |= {"ExecReload", "LoadCredential"}
+OTHERS |= {"OpenSSL", "IOpenSSLServerConnectionCreator", "IOpenSSLClientConnectionCreator"}
 UNITS = {"MiB", "GiB"}
 
 
