@@ -175,7 +175,7 @@ def _tls(text: str, scheme: str, query: dict[str, str]) -> dict[str, Any]:
     """The fields of an L{NBDURI} that say how TLS is spoken."""
     for name in query:
         if name in ("tls-psk-file", "tls-username"):
-            raise BadURI(f"{name}: pre-shared keys are not supported: use tls-certificates=DIR")
+            raise BadURI(f"{name}: pre-shared keys are not supported: use tls-certificates")
         if name.startswith("tls-") and name not in _PARAMETERS:
             raise BadURI(f"{name}: is not known; there are {', '.join(_PARAMETERS)}")
     if not scheme.startswith("nbds"):
