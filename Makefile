@@ -15,13 +15,14 @@ PROOF_NEEDS := $(TEST_NEEDS) qemu-system-x86_64:qemu-system-x86 busybox:busybox-
     debugfs:e2fsprogs '/usr/lib/*/faketime/libfaketime.so.1:libfaketime' \
     '/boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64'
 
-.PHONY: help demo test interpreters proof lint bench clean
+.PHONY: help demo test fuzz interpreters proof lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [DISK=PATH]  migrate a disk between two processes, and prove it"
 	@echo "make test              the tests, and a few cases of each proof (6 minutes on two cores)"
 	@echo "make proof             the hand-off, by brute force, and what tests take long (over an hour)"
+	@echo "make fuzz [SECONDS=S]  feed the product what nobody would write, for S seconds in all (60)"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
 	@echo "make interpreters      the unit tests under other Pythons, with old and new dependencies"
 	@echo "make bench             beside nbdcopy, qemu-img, nbdkit, qemu-nbd, nbd-server (an hour)"
@@ -51,6 +52,12 @@ proof: .venv/test
 	    tests/proof/test_model.py
 	$(BIN)/python -m pytest -s tests/proof --ignore tests/proof/test_model.py
 
+# TARGETS="server uri ..." takes some of them; SEED=0 takes others each time.
+SECONDS := 60
+SEED := 1
+fuzz: .venv/test .venv/fuzz
+	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(SECONDS) --seed $(SEED)
+
 # PYTHONS="/opt/python/bin/python3.15 ..." adds to those that are on PATH.
 interpreters:
 	$(PYTHON) scripts/interpreters.py $(PYTHONS)
@@ -72,7 +79,7 @@ bench: .venv/test
 
 clean:
 	rm -rf .venv .demo .interpreters build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache \
-	    .hypothesis _trial_temp* src/twisted/plugins/dropin.cache
+	    .hypothesis .fuzz _trial_temp* src/twisted/plugins/dropin.cache
 
 .venv/bin/python:
 	@echo "making .venv (once)"
@@ -90,4 +97,11 @@ clean:
 .venv/test .venv/lint: .venv/%: pyproject.toml .venv/package
 	@echo "installing what $* needs into .venv"
 	@$(BIN)/pip install -qq --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+# Not every Python has an atheris; to build it would need all of LLVM.
+.venv/fuzz: pyproject.toml .venv/package
+	@echo "installing what fuzz needs into .venv"
+	@$(BIN)/pip install -qq --disable-pip-version-check --only-binary atheris -e ".[fuzz]" \
+	    || echo "make: there is no atheris for this Python: inputs will be changed blindly"
 	@touch $@

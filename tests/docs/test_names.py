@@ -22,6 +22,7 @@ OTHERS = {
     *("TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"),
     *("LoadCredential", "MemoryDenyWriteExecute", "ReadWritePaths", "SupplementaryGroups"),
     *("ExecReload", "TimeoutStartSec"),
+    *("OpenSSL", "IOpenSSLServerConnectionCreator", "IOpenSSLClientConnectionCreator"),
 }
 UNITS = {"MiB", "GiB"}
 

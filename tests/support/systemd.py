@@ -182,8 +182,11 @@ def systemd_host(directory: Path, *devices: Path, units: bool = True) -> Iterato
     for kind in ("serve", "receive"):
         added = units / f"blockmig-{kind}@.service.d"
         added.mkdir()
-        # There is no journal. An interpreter that is somebody's own would be out of reach.
+        # There is no journal. A system call that the units do not allow only fails; here it kills,
+        # so that every test shows that none is needed.
         lines = ["[Service]", "StandardOutput=append:/run/%n.log", "StandardError=inherit"]
+        lines += ["SystemCallErrorNumber=kill"]
+        # An interpreter that is somebody's own would be out of reach.
         lines += ["ProtectHome=read-only"] if any(map(_hidden, seen)) else []
         (added / "test.conf").write_text("\n".join([*lines, ""]))
     readable = {str(parent) for path in seen for parent in Path(path).parents}
@@ -201,7 +204,21 @@ def systemd_host(directory: Path, *devices: Path, units: bool = True) -> Iterato
     script = f'echo $$ >"{group}/cgroup.procs"; exec "$@"'
     namespaces = ["--mount", "--pid", "--uts", "--ipc", "--net", "--cgroup"]
     unshare = ["unshare", *namespaces, "--fork", "--kill-child", "--propagation", "private"]
-    words = ["sh", "-c", script, "sh", *unshare, "--", "bash", "-c", _BOOT, "boot", str(place)]
+    with_us = ["setpriv", "--pdeathsig", "KILL", "--"]
+    words = [
+        *with_us,
+        "sh",
+        "-c",
+        script,
+        "sh",
+        *unshare,
+        "--",
+        "bash",
+        "-c",
+        _BOOT,
+        "boot",
+        str(place),
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*words, *map(str, devices)], stdout=output, stderr=output, env=environment, cwd="/"

@@ -75,6 +75,11 @@ class MoveOperation:
         self._send = SendOperation(options, runtime, self._display, lambda *_: self._endpoint)
         self._stop_reason = ""
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the source is retired, or may be."""
+        return self._send.is_uncertain
+
     async def run(self) -> Summary:
         outcome: Summary | MigrationError
         try:

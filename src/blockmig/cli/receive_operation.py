@@ -61,6 +61,11 @@ class ReceiveOperation:
         self._routes: Routes = {}
         self._tls = ListenerTLS()
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the source may be retired."""
+        return self._receiver is not None and self._receiver.may_be_the_only_copy
+
     async def run(self) -> Summary:
         if not self._options["end-with-stdin"]:
             return await self._run()

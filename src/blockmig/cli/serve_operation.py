@@ -82,7 +82,10 @@ class ServeOperation:
                     await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
                     if self._stop_reason:
                         raise GaveUp(f"{self._stop_reason}; nothing was touched")
-                _warn_of(disk, path)
+                image = await self._runtime.threads(_format_of, disk)
+                if self._stop_reason:
+                    raise GaveUp(f"{self._stop_reason}; nothing was touched")
+                _warn_of(disk, path, image)
                 await self._serve(server, listening)
         except DiskRefused as error:
             raise Refused(str(error)) from None
@@ -245,9 +248,12 @@ class ServeOperation:
             raise
 
 
-def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
-    """Warn of what may be a mistake, but is served all the same."""
-    if image := _format_of(disk):
+def _warn_of(disk: FileDisk | BlockDisk, path: str, image: str) -> None:
+    """Warn of what may be a mistake, but is served all the same.
+
+    @param image: the format of an image that it looks like; "" for none.
+    """
+    if image:
         _log.warn(
             "{disk}: looks like a {image} image; its bytes are served as they are",
             event="not-raw",
@@ -265,6 +271,7 @@ def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
 
 
 def _format_of(disk: FileDisk | BlockDisk) -> str:
+    """I{Slow.}"""
     try:
         return image_format(disk.read(0, min(disk.size, _FORMAT_PROBE)))
     except OSError:

@@ -10,7 +10,7 @@ from .deletable import why_names_stay
 from .departed import DepartedDisk
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap, TouchedMap
-from .disk import PROBE_SIZE, DescriptorDisk, held_descriptor
+from .disk import PROBE_SIZE, DescriptorDisk, has_descriptor, held_descriptor
 from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
@@ -84,6 +84,7 @@ __all__ = [
     "filesystem_of",
     "find_data",
     "guard",
+    "has_descriptor",
     "held_descriptor",
     "image_format",
     "is_aside",

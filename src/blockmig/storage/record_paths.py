@@ -34,10 +34,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from ..syscalls import (
-    SYSTEM,
-    SystemCalls,
-)
+from ..syscalls import SYSTEM, SystemCalls, describe_error
 from .errors import DiskRefused
 from .identities import (
     boot_id,
@@ -85,22 +82,32 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
         return device_record_path(path, _number(path), state_directory, system)
     directory = os.path.abspath(state_directory or default_state_directory())
     beside = os.path.realpath(path)
-    if not os.path.exists(path):
+    if _status(path) is None:
         # A device that is gone is known only by its records; a link to it may still be there.
-        divided = _finish_setting_aside(directory, system)
-        known = _stems(directory, system)
-        for name in (os.path.abspath(path), beside):
-            if (stem := _escape(name)) in divided:
-                raise DiskRefused(_several(path, directory, divided[stem]))
-            if stem in known:
-                return os.path.join(directory, stem)
-        for name in (os.path.abspath(path), beside):
-            aside = sorted(stem for stem in known if _is_aside(stem, _escape(name)))
-            if len(aside) > 1:
-                raise DiskRefused(_several(path, directory, aside))
-            if aside:
-                return os.path.join(directory, aside[0])
+        with _refusing(path):
+            return _path_of_departed(path, beside, directory, system) or beside
     return beside
+
+
+def _path_of_departed(path: str, beside: str, directory: str, system: SystemCalls) -> str:
+    """The path of the records of a device that is gone; "" where there are none.
+
+    @param beside: what the path leads to.
+    """
+    divided = _finish_setting_aside(directory, system)
+    known = _stems(directory, system)
+    for name in (os.path.abspath(path), beside):
+        if (stem := _escape(name)) in divided:
+            raise DiskRefused(_several(path, directory, divided[stem]))
+        if stem in known:
+            return os.path.join(directory, stem)
+    for name in (os.path.abspath(path), beside):
+        aside = sorted(stem for stem in known if _is_aside(stem, _escape(name)))
+        if len(aside) > 1:
+            raise DiskRefused(_several(path, directory, aside))
+        if aside:
+            return os.path.join(directory, aside[0])
+    return ""
 
 
 def state_path(path: str, directory: str) -> str:
@@ -144,10 +151,18 @@ def device_record_path(
 
     @param path: after which new records are named.
     @param sys: where sysfs is.
-    @raise DiskRefused: there are records of it by several names.
+    @raise DiskRefused: there are records of it by several names; or that cannot be found out.
     """
     directory = os.path.abspath(state_directory or default_state_directory())
-    device = _Device(path, number, system, sys)
+    with _refusing(path):
+        return _path_of(_Device(path, number, system, sys), path, directory, system)
+
+
+def _path_of(device: _Device, path: str, directory: str, system: SystemCalls) -> str:
+    """As L{device_record_path}.
+
+    @raise OSError: a directory cannot be read.
+    """
     divided = _finish_setting_aside(directory, system)
     stems = _stems(directory, system)
     answers = {stem: device.is_subject(os.path.join(directory, stem)) for stem in sorted(stems)}
@@ -331,10 +346,28 @@ def _parsed(path: str, system: SystemCalls) -> dict[str, Any]:
 
 
 def _names(directory: str, system: SystemCalls) -> list[str]:
+    """What is in a directory; nothing where it does not exist, or may not be listed.
+
+    @raise OSError: the medium has failed: what is there is not known.
+    """
     try:
         return system.listdir(directory)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
+    except OSError as error:
+        raise OSError(error.errno, f"{directory}: {describe_error(error)}") from None
+
+
+@contextlib.contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Where the records of the disk at C{path} are cannot be found out if the medium fails.
+
+    @raise DiskRefused: it has failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskRefused(f"{path}: {describe_error(error)}") from None
 
 
 def _stem(name: str) -> str:
@@ -450,9 +483,18 @@ def is_device(path: str) -> bool:
 
     @raise DiskRefused: C{path} cannot be examined.
     """
+    status = _status(path)
+    return status is not None and stat.S_ISBLK(status.st_mode)
+
+
+def _status(path: str) -> os.stat_result | None:
+    """The status of what is at C{path}; None where there is nothing.
+
+    @raise DiskRefused: that cannot be found out.
+    """
     try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
+        return os.stat(path)
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         raise DiskRefused(f"{path}: {error.strerror}") from None

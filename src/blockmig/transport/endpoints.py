@@ -9,6 +9,7 @@ second, with one log line a minute.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Any, Final
 
@@ -189,7 +190,7 @@ def listening_uris(
     """
     address = port.getHost()
     if isinstance(address, UNIXAddress):
-        path = address.name.decode() if isinstance(address.name, bytes) else str(address.name)
+        path = os.fsdecode(address.name or b"")  # any bytes
         return [str(NBDURI(export=export, socket=path, tls=tls))], True
     if isinstance(address, IPv4Address | IPv6Address):
         host = address.host

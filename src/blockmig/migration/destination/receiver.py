@@ -210,6 +210,11 @@ class Receiver:
         """Whether anything was recorded; if not, the disk is as it was."""
         return self._migration.record.touched
 
+    @property
+    def may_be_the_only_copy(self) -> bool:
+        """Whether the source may be retired, as far as is known here."""
+        return self._migration.may_be_the_only_copy()
+
     def status(self) -> dict[str, Any]:
         """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
         now = self._runtime.reactor.seconds()
@@ -270,6 +275,12 @@ class Receiver:
     def owner(self) -> Any:
         """Whose its connections are (L{IConnectionOwner}); to ask for it begins nothing."""
         return self._factory
+
+    @property
+    def requires_tls(self) -> bool:
+        """Whether nobody is served without TLS."""
+        tls = self._factory.settings.tls
+        return tls is not None and tls.required
 
     def factory(self) -> IProtocolFactory:
         """The factory to listen with; the same one each time, so that several ports may use it.

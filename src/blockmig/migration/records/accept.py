@@ -11,7 +11,6 @@ Owns DISK.ACCEPTED. Rules:
 from __future__ import annotations
 
 import contextlib
-import os
 
 from ...errors import LocalFailure, Refused
 from ...storage import DiskRefused, open_disk
@@ -39,8 +38,11 @@ def accept(
     @raise Refused: it cannot be accepted, and nothing was changed.
     @raise LocalFailure: the record could not be written.
     """
-    if not os.path.lexists(path):
-        raise Refused(f"{path}: no such file")
+    try:
+        if not system.exists(path):
+            raise Refused(f"{path}: no such file")
+    except OSError as error:
+        raise Refused(f"{path}: {describe_error(error)}") from None
     try:
         disk = open_disk(path, state_directory=state_directory, system=system)
     except DiskRefused as error:

@@ -24,6 +24,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -254,16 +255,29 @@ def _record(parsed: dict[str, Any]) -> Record:
             value = Location(**value)
             if not all(isinstance(part, str) for part in asdict(value).values()):
                 raise ValueError(f"{name} is not made of strings")
+            if not all(map(is_possible_text, asdict(value).values())):
+                raise ValueError(f"{name} is {asdict(value)!r}")
         elif kind == "Phase":
             value = Phase(value)
         elif kind == "tuple[str, ...]":
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 raise ValueError(f"{name} is {value!r}")
             value = tuple(value)
-        elif type(value).__name__ != kind:
+        elif type(value).__name__ != kind or (kind == "str" and not is_possible_text(value)):
             raise ValueError(f"{name} is {value!r}")
         values[name] = value
     return Record(**values)
+
+
+def is_possible_text(text: str) -> bool:
+    """Whether the system has such texts: all of ours are names that it gave us, or made of them.
+
+    In JSON there can be others, with which its calls raise ValueError.
+    """
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def timestamp() -> str:
@@ -409,6 +423,13 @@ class Records:
             raise BadRecord(path, "is not a blockmig record: it is too long")
         return decode_record(text, kind, path)
 
+    def exists(self, kind: Kind) -> bool:
+        """Whether there is a record of that kind, be it unreadable.
+
+        @raise OSError: that cannot be found out.
+        """
+        return self._system.exists(self.name(kind))
+
     def sync(self) -> None:
         """I{Slow.} Make durable which records exist now, and which are gone.
 
@@ -422,15 +443,18 @@ class Records:
 
     @property
     def unmade(self) -> str:
-        """Their directory, if that is yet to be made; "" if not."""
+        """Their directory, if that is yet to be made; "" if not.
+
+        @raise OSError: that cannot be found out.
+        """
         return os.path.dirname(self.path) if self._made_in() else ""
 
     def _made_in(self) -> str:
         """The directory in which their own would be made, with those above it."""
         directory = os.path.dirname(self.path)
-        if not self._to_be_made or os.path.lexists(directory):
+        if not self._to_be_made or self._system.exists(directory):
             return ""
-        while not os.path.lexists(directory):
+        while not self._system.exists(directory):
             directory = os.path.dirname(directory)
         return directory
 
@@ -440,10 +464,16 @@ class Records:
         @raise OSError: they cannot.
         """
         directory = self._made_in() or os.path.dirname(self.path)
-        if os.path.lexists(directory) and not os.path.isdir(directory):
+        try:
+            is_directory = stat.S_ISDIR(self._system.stat(directory).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            if not self._system.exists(directory):
+                raise FileNotFoundError(
+                    errno.ENOENT, "there is no such directory", directory
+                ) from None
+            is_directory = False  # a link that leads nowhere
+        if not is_directory:
             raise NotADirectoryError(errno.ENOTDIR, f"{directory} is no directory", directory)
-        if not os.path.isdir(directory):
-            raise FileNotFoundError(errno.ENOENT, "there is no such directory", directory)
         if os.statvfs(directory).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), directory)
         if not os.access(directory, os.W_OK | os.X_OK):
@@ -531,8 +561,11 @@ class Records:
             self._sync()
 
     def remove_existing(self, *kinds: Kind) -> None:
-        """I{Slow.} As L{remove}, but costs nothing where there is nothing to remove."""
-        existing = [kind for kind in kinds if os.path.lexists(self.name(kind))]
+        """I{Slow.} As L{remove}, but costs nothing where there is nothing to remove.
+
+        @raise OSError: they may still be there; also where that cannot be found out.
+        """
+        existing = [kind for kind in kinds if self.exists(kind)]
         if existing:
             self.remove(*existing)
 

@@ -8,6 +8,7 @@ Rule: only what has a record or a mark is a reason for anything.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def layers_at(
 
     @param identity: of the disk.
     @param state_directory: where the records of devices are; None for the default.
+    @raise OSError: the medium has failed: what is there is not known.
     """
     seen = set()
     for layer in layers_of(path):
@@ -79,7 +81,10 @@ def _device(
     try:
         found = device_record_path(layer.path, number, state_directory, system)
     except DiskRefused:  # it has records by several names
-        found = device_record_path(layer.path, None, state_directory, system)
+        try:
+            found = device_record_path(layer.path, None, state_directory, system)
+        except DiskRefused as error:
+            raise OSError(errno.EIO, str(error)) from None
     return LayerState(
         layer.relation,
         layer.path,
@@ -100,7 +105,9 @@ def _file(layer: Layer, system: SystemCalls) -> LayerState:
         return gone
     try:
         descriptor = system.open(layer.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
         return gone
     try:
         return LayerState(

@@ -203,18 +203,24 @@ def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: 
         )
 
 
-def _read_received(records: Records) -> Record | None:
-    """RECEIVED, where it can be read; elsewhere it proves nothing."""
+def _read_received(records: Records, incomplete: Record) -> Record | None:
+    """RECEIVED, beside an INCOMPLETE. One that is torn proves nothing of a copy that is whole,
+    which yields to nobody but its own migration.
+
+    @raise Refused: it cannot be read: what INCOMPLETE calls nobody's data may be complete.
+    """
     try:
         return records.read(Kind.RECEIVED)
     except (BadRecord, OSError):
-        return None
+        if incomplete.phase == Phase.COPIED and incomplete.identified:
+            return None
+    return _read(records, Kind.RECEIVED)
 
 
 def _settle(records: Records) -> Record | None:
     """INCOMPLETE; where a receiver has died between its last two acts, do the last: remove it."""
     incomplete = _read(records, Kind.INCOMPLETE)
-    if not is_complete(incomplete, _read_received(records)):
+    if incomplete is None or not is_complete(incomplete, _read_received(records, incomplete)):
         return incomplete
     try:
         records.sync()
@@ -379,7 +385,7 @@ def _check_no_copy(records: Records, identity: str | None) -> None:
     @param identity: of the disk that is there; None where there is none.
     """
     incomplete = _read(records, Kind.INCOMPLETE)
-    if incomplete is None or is_complete(incomplete, _read_received(records)):
+    if incomplete is None or is_complete(incomplete, _read_received(records, incomplete)):
         return
     another = identity is not None and is_about(incomplete, identity) is False
     what = "is another disk than the copy that" if another else "is a copy that"

@@ -81,7 +81,8 @@ OF_0_1 = b"""{
 }
 """
 NEW = ("id", "place", "boot", "follows", "ids", "written", "sent_again", "successor")
-texts = st.text(max_size=20)
+# As the system gives them: any bytes but zero, of which some are no UTF-8.
+texts = st.binary(max_size=20).map(lambda some: os.fsdecode(some.replace(b"\0", b"0")))
 sides = st.builds(Location, texts, texts, texts, texts)
 records = st.builds(
     Record,
@@ -182,6 +183,20 @@ class FormTests(SynchronousTestCase):
                 with self.subTest(field=field.name, value=value):
                     words = self.bad(self.changed(**{field.name: value}))
                     self.assertIn("not a blockmig record", words)
+
+    def test_a_text_that_the_system_cannot_have_is_bad(self):
+        """`inspect` ended in a traceback over such a path, or such an identity of a device."""
+        for text in ("a\0b", "\ud800", "device \ud800"):
+            for field in ("identity", "migration", "successor"):
+                self.assertIn("not a blockmig record", self.bad(self.changed(**{field: text})))
+            for end in ("source", "destination"):
+                self.assertIn(
+                    "not a blockmig record", self.bad(self.changed(**{end: {"disk": text}}))
+                )
+
+    def test_a_path_that_is_no_UTF_8_is_read(self):
+        record = RECORD.but(source=Location("here", "/\udcff"))
+        self.assertEqual(record, decode_record(record.encode(Kind.MIGRATED), Kind.MIGRATED, "x"))
 
     def test_a_record_has_one_line_for_each_field(self):
         lines = RECORD.encode(Kind.MIGRATED).decode().splitlines()
