@@ -90,6 +90,7 @@ class SystemCalls:
     stat = staticmethod(os.stat)
     lstat = staticmethod(os.lstat)
     fstat = staticmethod(os.fstat)
+    fchown = staticmethod(os.fchown)
     fstatvfs = staticmethod(os.fstatvfs)
     lseek = staticmethod(os.lseek)
     pread = staticmethod(os.pread)

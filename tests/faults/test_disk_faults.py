@@ -336,6 +336,7 @@ IMPATIENT = (
     sys.executable,
     "-c",
     "import blockmig.cli.operations as operations; operations.LONGEST_STOP = 1.0; "
+    "operations.LONGEST_FLUSH = 2.0; "
     "from blockmig.cli.main import main; main()",
 )
 """A disk that does not answer is not waited for as long as usual."""

@@ -78,6 +78,11 @@ class MirrorManager:
         return self.current is not None and self.current.over and self.current.too_late
 
     @property
+    def flushes_last(self) -> bool:
+        """Whether the server's last flush has begun."""
+        return self._server.flushes_last
+
+    @property
     def routes(self) -> Routes:
         """The handlers for the control socket."""
         return {

@@ -5,7 +5,8 @@ An operation is run once, can be stopped, and opens and closes what it needs. It
 
 Rule: a disk that never answers (a network file system that is gone) keeps no process for ever. One
 that was told to stop waits for its disk so long and no longer, and then leaves as if it had been
-killed: the records say what is left to do.
+killed: the records say what is left to do. The last flush may take minutes on a disk that is only
+slow, so it has longer. And where a disk would be lost with this process, nothing but a kill ends it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _log = Logger()
 
 LONGEST_STOP: Final = 60.0
 """Seconds from the first signal for which a disk that does not answer is waited for."""
+
+LONGEST_FLUSH: Final = 600.0
+"""The same, where it may be the last flush that is waited for."""
 
 
 class Operation(Protocol):
@@ -54,11 +58,24 @@ class Uncertain(Protocol):
     def is_uncertain(self) -> bool: ...
 
 
+@runtime_checkable
+class Patient(Protocol):
+    """An operation whose disk may be waited for longer than usual.
+
+    @ivar longest_stop: for how many seconds from the first signal, as things stand now; infinity if
+        the process may not be left at all.
+    """
+
+    @property
+    def longest_stop(self) -> float: ...
+
+
 class Leaving:
     """Leaves this process, if what was told to stop does not.
 
     @param reactor: its clock.
     @param is_uncertain: whether it is too late to say how it ends.
+    @param longest: for how long the disk is waited for, as L{Patient} says it.
     @param leave: ends the process at once, with that status.
     """
 
@@ -66,30 +83,41 @@ class Leaving:
         self,
         reactor: Any,
         is_uncertain: Callable[[], bool],
+        longest: Callable[[], float] = lambda: LONGEST_STOP,
+        *,
         leave: Callable[[int], object] = os._exit,
     ) -> None:
         self._reactor = reactor
         self._is_uncertain = is_uncertain
+        self._longest = longest
         self._leave = leave
-        self._begun = False
+        self._begun_at: float | None = None
 
     def begin(self, why: str) -> None:
         """It was told to stop; only the first time counts.
 
         @param why: the reason.
         """
-        if not self._begun:
-            self._begun = True
-            self._reactor.callLater(LONGEST_STOP, self._give_up, why)
+        if self._begun_at is None:
+            self._begun_at = self._reactor.seconds()
+            self._reactor.callLater(LONGEST_STOP, self._look, self._begun_at, why)
 
-    def _give_up(self, why: str) -> None:
+    def _look(self, begun_at: float, why: str) -> None:
+        """Give up, unless it is to be waited for longer."""
+        waited = self._reactor.seconds() - begun_at
+        if (left := self._longest() - waited) > 0:
+            self._reactor.callLater(min(left, LONGEST_STOP), self._look, begun_at, why)
+        else:
+            self._give_up(why, waited)
+
+    def _give_up(self, why: str, waited: float) -> None:
         status = ExitStatus.UNCONFIRMED if self._is_uncertain() else ExitStatus.FAILED
         _log.error(
-            "{why}, but the disk has not answered for {seconds:g} seconds: left as it is; see "
+            "{why}, but the disk has not answered for {seconds:.0f} seconds: left as it is; see "
             "`blockmig inspect`",
             event="error",
             why=why,
-            seconds=LONGEST_STOP,
+            seconds=round(waited, 1),
             status=int(status),
         )
         self._leave(int(status))
@@ -102,14 +130,16 @@ def run_operation(
     hung_up: Callable[[], None] | None = None,
     *,
     is_uncertain: Callable[[], bool] = lambda: False,
+    longest: Callable[[], float] = lambda: LONGEST_STOP,
 ) -> int:
     """Run the reactor until C{coroutine} returns an exit status; a signal calls C{stop}.
 
     @param hung_up: is called on SIGHUP instead.
     @param is_uncertain: see L{Uncertain}.
+    @param longest: see L{Patient}.
     """
     status: list[int] = []
-    leaving = Leaving(reactor, is_uncertain)
+    leaving = Leaving(reactor, is_uncertain, longest)
 
     def stop_in_time(why: str) -> None:
         leaving.begin(why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from typing import Any, Final
@@ -32,6 +33,7 @@ from ..transport import server_endpoint
 from .admittance import Admittance
 from .listening import Listening, ListeningExport
 from .logs import warn_of_again
+from .operations import LONGEST_FLUSH, LONGEST_STOP
 from .receive import Options
 from .tls import ListenerTLS, listener_tls
 
@@ -65,6 +67,15 @@ class ReceiveOperation:
     def is_uncertain(self) -> bool:
         """Whether the source may be retired."""
         return self._receiver is not None and self._receiver.may_be_the_only_copy
+
+    @property
+    def longest_stop(self) -> float:
+        """For how long a disk that does not answer is waited for (L{Patient})."""
+        if (receiver := self._receiver) is None:
+            return LONGEST_STOP
+        if receiver.keeps_the_disk:
+            return math.inf
+        return LONGEST_FLUSH if receiver.is_completing else LONGEST_STOP
 
     async def run(self) -> Summary:
         if not self._options["end-with-stdin"]:

@@ -22,6 +22,7 @@ from ..transport import client_endpoint, server_endpoint
 from .admittance import Admittance
 from .listening import Listening, ListeningExport, import_control
 from .mirror_manager import MirrorManager
+from .operations import LONGEST_FLUSH, LONGEST_STOP
 from .serve import Options
 from .standby import Standby
 from .tls import ListenerTLS, destination_at, listener_tls, with_certificates
@@ -100,6 +101,18 @@ class ServeOperation:
             if self._mirrors is not None:
                 self._listening.stop()
                 self._mirrors.stop(why)
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the source of a mirror is retired, or may be."""
+        mirror = None if self._mirrors is None else self._mirrors.current
+        return mirror is not None and mirror.too_late
+
+    @property
+    def longest_stop(self) -> float:
+        """For how long a disk that does not answer is waited for (L{Patient})."""
+        flushes = self._mirrors is not None and self._mirrors.flushes_last
+        return LONGEST_FLUSH if flushes else LONGEST_STOP
 
     def hung_up(self) -> None:
         """SIGHUP: read the certificates again; bad ones change nothing."""

@@ -273,6 +273,7 @@ class Ending:
     @ivar mirror: the mirror that is running, if there is one.
     @ivar relay: by which clients are forwarded; None as long as they are not.
     @ivar begun: the server was stopped or handed over, and accepts no client any more.
+    @ivar flushing: the last flush has begun.
     """
 
     def __init__(
@@ -290,6 +291,7 @@ class Ending:
         self.mirror: ServedMirror | None = None
         self.relay: Relay | None = None
         self.begun = False
+        self.flushing = False
         self._clients = clients
         self._threads = threads
         self._reactor = reactor
@@ -398,6 +400,7 @@ class Ending:
         outcome = None
         try:
             if flush is not None:
+                self.flushing = True
                 await flush()
         except GeneratorExit:
             raise

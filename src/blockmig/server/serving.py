@@ -265,6 +265,11 @@ class Server:
             return "relaying"
         return "holding" if self._handler.held else "serving"
 
+    @property
+    def flushes_last(self) -> bool:
+        """Whether the last flush has begun: nothing else is waited for any more."""
+        return self._ending.flushing
+
     def status(self) -> dict[str, Any]:
         """The state, for people and scripts: times in seconds, sizes in bytes."""
         now = self._reactor.seconds()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.operations import LONGEST_STOP, Leaving
+from blockmig.cli.operations import LONGEST_FLUSH, LONGEST_STOP, Leaving
 from blockmig.errors import ExitStatus
 
 
@@ -14,7 +16,10 @@ class LeavingTests(SynchronousTestCase):
         self.clock = Clock()
         self.left = []
         self.uncertain = False
-        self.leaving = Leaving(self.clock, lambda: self.uncertain, self.left.append)
+        self.longest = LONGEST_STOP
+        self.leaving = Leaving(
+            self.clock, lambda: self.uncertain, lambda: self.longest, leave=self.left.append
+        )
 
     def test_nothing_happens_before_it_is_told_to_stop(self):
         self.clock.advance(10 * LONGEST_STOP)
@@ -35,3 +40,21 @@ class LeavingTests(SynchronousTestCase):
         self.uncertain = True
         self.clock.advance(LONGEST_STOP)
         self.assertEqual([ExitStatus.UNCONFIRMED], self.left)
+
+    def test_the_last_flush_has_longer(self):
+        self.longest = LONGEST_FLUSH
+        self.leaving.begin("stopped by SIGTERM")
+        self.clock.pump([LONGEST_STOP / 2] * int(2 * LONGEST_FLUSH / LONGEST_STOP - 1))
+        self.assertEqual([], self.left)
+        self.clock.advance(LONGEST_STOP / 2)
+        self.assertEqual(1, len(self.left))
+
+    def test_a_process_with_which_a_disk_would_be_lost_is_never_left(self):
+        self.leaving.begin("stopped by SIGTERM")
+        self.clock.advance(LONGEST_STOP - 1)
+        self.longest = math.inf
+        self.clock.pump([LONGEST_STOP] * 100)
+        self.assertEqual([], self.left)
+        self.longest = LONGEST_STOP  # it has been saved
+        self.clock.advance(LONGEST_STOP)
+        self.assertEqual(1, len(self.left))

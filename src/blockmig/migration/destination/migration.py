@@ -202,6 +202,16 @@ class IncomingMigration:
         """Whether the source may be retired, as far as is known here."""
         return self.durability.copied or self._completion is not None
 
+    @property
+    def is_completing(self) -> bool:
+        """Whether the disconnect was accepted, and the outcome is not known yet."""
+        return self._completion is not None and self._outcome.result is None
+
+    @property
+    def is_rescuing(self) -> bool:
+        """Whether the disk is being given another name."""
+        return self._rescue is not None and self._outcome.result is None
+
     def status(self) -> dict[str, Any]:
         """How far it is, for humans and scripts; bytes."""
         current, covered, rate = self.record.current, 0, None

@@ -215,6 +215,17 @@ class Receiver:
         """Whether the source may be retired, as far as is known here."""
         return self._migration.may_be_the_only_copy()
 
+    @property
+    def is_completing(self) -> bool:
+        """Whether the disconnect was accepted, and everything is being made durable."""
+        return self._migration.is_completing
+
+    @property
+    def keeps_the_disk(self) -> bool:
+        """Whether the disk has lost its name, may be the only copy, and has no other name yet: it
+        would be lost with this process."""
+        return self._migration.is_rescuing
+
     def status(self) -> dict[str, Any]:
         """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
         now = self._runtime.reactor.seconds()

@@ -15,6 +15,8 @@ Rules (design, section 2: R2, R7):
   and never taken for one;
 * nor is what somebody else has put there: a symbolic link, a FIFO, a file of another user
   (`storage.trusted`). A record has mode 0600, since it has the migration's UUID, which is a secret;
+* what root records belongs to the owner of the disk: whoever it is must be able to read it, or they
+  would be kept from their own disk;
 * the calls block, and may be made from threads: a lock admits one at a time.
 """
 
@@ -541,12 +543,24 @@ class Records:
             self._system.unlink(path)
             descriptor = self._system.open(path, flags, 0o600)
         try:
+            self._hand_over(descriptor)
             view, offset = memoryview(text), 0
             while offset < len(text):
                 offset += self._system.pwrite(descriptor, view[offset:], offset)
             self._system.fsync(descriptor)
         finally:
             self._system.close(descriptor)
+
+    def _hand_over(self, descriptor: int) -> None:
+        """Give a new record to the owner of the disk, or, where that is gone, of its directory,
+        whose records count as well (C{open_trusted}); a device is root's."""
+        if self.disk != self.path or self._system.geteuid() != 0:
+            return
+        for path in (self.disk, os.path.dirname(self.disk)):
+            with contextlib.suppress(OSError):  # it stays root's, who made it
+                if (owner := self._system.stat(path).st_uid) != 0:
+                    self._system.fchown(descriptor, owner, -1)
+                return
 
     def remove(self, *kinds: Kind) -> None:
         """I{Slow.} Remove records, durably; harmless where there are none.

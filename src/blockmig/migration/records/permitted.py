@@ -376,7 +376,7 @@ def _read_finished(records: Records, disregard: bool) -> Finished:
             "id=… to ignore it"
         ) from None
     except OSError as error:
-        raise Refused(f"{records.disk}: {describe_error(error)}") from None
+        raise Refused(f"{error.filename or records.disk}: {describe_error(error)}") from None
 
 
 def _check_no_copy(records: Records, identity: str | None) -> None:

@@ -35,7 +35,10 @@ def relayed_away(records: Records, present: Present) -> Record | None:
     except BadRecord:
         return None  # whoever opens the disk refuses it for that
     except OSError as error:
-        raise Refused(f"{records.disk}: its records: {describe_error(error)}") from None
+        raise Refused(
+            f"{records.disk}: its records: {error.filename or records.path}: "
+            f"{describe_error(error)}"
+        ) from None
     went = finished.went
     if went is not None and is_superseded(went, migrating):
         went = None

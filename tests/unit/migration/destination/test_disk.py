@@ -338,6 +338,26 @@ class DisplacedTests(ReceiverCase):
         self.receiver.stop("enough")
         self.saved(retired=False)
 
+    def test_while_a_disk_cannot_be_saved_it_would_be_lost_with_the_process(self):
+        self.copied()
+        self.assertFalse(self.receiver.keeps_the_disk)
+        self.displace()
+        self.disk.rescues = [OSError(errno.ENOSPC, "No space left on device")]
+        self.receiver.stop("enough")
+        self.assertTrue(self.receiver.keeps_the_disk)
+        self.saved(retired=False)
+        self.assertFalse(self.receiver.keeps_the_disk)
+
+    def test_a_disk_that_is_flushed_for_the_last_time_is_being_completed(self):
+        client, handoff = self.copied()
+        self.assertEqual(0, handoff.notify("retired", ONE, 7))
+        completing = []
+        self.disk.flush = lambda: completing.append(self.receiver.is_completing)
+        self.assertFalse(self.receiver.is_completing)
+        client.disconnect()
+        self.assertIn(True, completing)
+        self.assertFalse(self.receiver.is_completing)
+
     def test_a_displaced_disk_is_not_saved_when_stopped_before_it_is_whole(self):
         self.claimed()
         self.displace()

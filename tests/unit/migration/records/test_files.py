@@ -465,6 +465,51 @@ class WriteTests(Case):
             self.assertIsNone(self.records.read(Kind.MIGRATED))
 
 
+class OwnerTests(Case):
+    """Whose a record is that root has written."""
+
+    def owners(self, disk, directory, user=0, device=""):
+        given = []
+
+        class Owned(SystemCalls):
+            def geteuid(self):
+                return user
+
+            def stat(self, path):
+                found = list(os.stat(self.as_found(path)))
+                owner = directory if path == os.path.dirname(self.disk) else disk
+                if owner is None:
+                    raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+                found[4] = owner
+                return os.stat_result(found)
+
+            def as_found(self, path):
+                return path if os.path.exists(path) else os.path.dirname(path)
+
+            def fchown(self, descriptor, owner, group):
+                given.append((owner, group))
+
+        system = Owned()
+        system.disk = self.path
+        Records(self.path, system, device).write(Kind.RECEIVED, RECORD)
+        return given
+
+    def test_it_is_the_owners_of_the_disk(self):
+        self.assertEqual([(107, -1)], self.owners(disk=107, directory=0))
+
+    def test_it_stays_roots_where_the_disk_is(self):
+        self.assertEqual([], self.owners(disk=0, directory=107))
+
+    def test_of_a_disk_that_is_gone_it_is_the_owners_of_the_directory(self):
+        self.assertEqual([(107, -1)], self.owners(disk=None, directory=107))
+
+    def test_of_a_device_it_stays_roots(self):
+        self.assertEqual([], self.owners(disk=107, directory=107, device="/dev/vg0/web"))
+
+    def test_others_give_nothing_away(self):
+        self.assertEqual([], self.owners(disk=107, directory=107, user=1000))
+
+
 class RemoveTests(Case):
     def test_a_record_is_removed_with_its_temporary_file_and_synced(self):
         self.records.write(Kind.INCOMPLETE, RECORD)
