@@ -281,13 +281,9 @@ def client_policy(uri: NBDURI) -> ClientTLS | None:
     if not uri.tls:
         return None
     check_extra()
-    from ..transport.certified import client_tls  # noqa: PLC0415
+    from ..transport.certified import tls_of  # noqa: PLC0415
 
-    return client_tls(
-        uri.certificates,
-        uri.tls_hostname or uri.host,
-        verify_peer=uri.verify_peer is not False,
-    )
+    return tls_of(uri)
 
 
 def check_client(uri: NBDURI, policy: ClientTLS | None) -> None:

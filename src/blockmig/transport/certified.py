@@ -32,6 +32,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from ..nbd import NBDURI
 from .certificates import (
     Certificates,
     Now,
@@ -188,6 +189,17 @@ def client_tls(
         return _ClientCreator(context, host, verify_peer)
 
     return ClientTLS(creator)
+
+
+def tls_of(uri: NBDURI) -> ClientTLS | None:
+    """How connections to C{uri} speak TLS, as it says; None where they do not."""
+    if not uri.tls:
+        return None
+    return client_tls(
+        uri.certificates,
+        uri.tls_hostname or uri.host,
+        verify_peer=uri.verify_peer is not False,
+    )
 
 
 def _context(certificates: Certificates) -> SSL.Context:
