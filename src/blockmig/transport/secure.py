@@ -37,6 +37,7 @@ from typing import Any, Final
 from OpenSSL import SSL
 from twisted.internet.interfaces import (
     IConsumer,
+    IDelayedCall,
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
     IPushProducer,
@@ -133,6 +134,7 @@ class SecureTransport(LayeredTransport):
         self._producer: Any = None
         self._producer_paused = False
         self._burst = 0
+        self._turn: IDelayedCall | None = None
         self._reading_paused = False
         self._flooded = False
         self._can_receive = True
@@ -251,6 +253,10 @@ class SecureTransport(LayeredTransport):
                 self.beneath.resumeProducing()
         self._go_on()
 
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._go_on()
+
     def _go_on(self) -> None:
         """There is room: have the producer write again."""
         self._burst = 0
@@ -276,7 +282,8 @@ class SecureTransport(LayeredTransport):
             self._pause_producer()
         elif self._burst >= _TURN_BUDGET:
             self._pause_producer()
-            self._reactor.callLater(0, self._go_on)
+            if self._turn is None:
+                self._turn = self._reactor.callLater(0, self._next_turn)
 
     def _encrypt(self, data: bytes) -> bool:
         """Return whether that was possible."""
@@ -432,6 +439,9 @@ class SecureTransport(LayeredTransport):
         self._producer.pauseProducing()
 
     def _stop_producer(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()

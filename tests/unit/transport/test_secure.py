@@ -258,6 +258,12 @@ class BackPressureTests(Case):
         self.clock.advance(0)
         self.assertEqual((True, True), (producer.stopped, producer.paused))
 
+    def test_when_it_is_lost_there_is_no_timer_left(self):
+        self.shake()
+        self.produce()
+        self.secure.lost()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
     def test_to_close_waits_for_the_producer(self):
         self.shake()
         producer = Producer(self.secure, 10)
