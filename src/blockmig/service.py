@@ -58,7 +58,7 @@ from .migration.destination.receiver import Receiver
 from .migration.source.finisher import Finisher
 from .migration.source.resume import resume
 from .migration.source.sender import Sender
-from .nbd import parse_uri
+from .nbd import NBDURI, parse_uri
 from .runtime import Runtime
 from .server import AllowList, Exports, RefusedConnection, Server
 from .transport import (
@@ -702,10 +702,11 @@ class SenderService(_PartService[Sender | Finisher, Summary]):
 
     @param disk: what to send: its path, which may be that of a disk that is gone; or as for
         L{ReceiverService}, such as C{partial(FileDisk, path, writable=False)}.
-    @param destination: where to; or an NBD URI.
+    @param destination: where to; or an NBD URI, which says whether TLS is spoken, and how.
     @param make: makes the L{Sender} of both, such as C{partial(resume, unlink=True)}.
     @param reactor: to connect with where C{destination} is a URI; None for the global one.
     @raise ValueError: the URI is wrong.
+    @raise ImportError: it says TLS, and what that needs is not installed (C{blockmig[tls]}).
     """
 
     _takes_paths = True
@@ -719,9 +720,7 @@ class SenderService(_PartService[Sender | Finisher, Summary]):
         reactor: Any = None,
     ) -> None:
         if isinstance(destination, str):
-            uri = parse_uri(destination)
-            endpoint = client_endpoint(Runtime.of(reactor).reactor, uri)
-            destination = Destination(endpoint, uri.export, str(uri))
+            destination = _destination_at(parse_uri(destination), reactor)
         to = destination
         super().__init__(disk, lambda disk: make(disk, to))
 
@@ -732,6 +731,16 @@ class SenderService(_PartService[Sender | Finisher, Summary]):
 
     def _begin(self, part: Sender | Finisher) -> Deferred[Summary]:
         return part.run()
+
+
+def _destination_at(uri: NBDURI, reactor: Any) -> Destination:
+    tls = None
+    if uri.tls:
+        from .transport.certified import tls_of  # noqa: PLC0415
+
+        tls = tls_of(uri)
+    endpoint = client_endpoint(Runtime.of(reactor).reactor, uri)
+    return Destination(endpoint, uri.export, str(uri.place), tls)
 
 
 def _report(outcome: object, asked: bool) -> None:

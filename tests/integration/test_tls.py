@@ -196,6 +196,35 @@ async def test_clients_are_relayed_with_TLS_on_either_side(
             clients.close()
 
 
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize("far", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_relayed_client_that_sends_no_more_still_gets_its_replies(
+    tmp_path: Path, near: bool, far: bool
+) -> None:
+    disk = random_image(tmp_path / "disk", SIZE)
+    socket = f"unix:{tmp_path}/socket"
+    clients = Clients()
+    here, there = (world().server if near else None), (world().server if far else None)
+    async with serving(disk, ANYWHERE, here) as (server, to):
+        held = await clients.connect(to, world().client if near else None)
+        async with receiving(tmp_path / "copy", SIZE) as (receiver, port):
+            mirror = Mirror(
+                server,
+                destination(port.getHost().port, None),
+                successor=destination(socket, world().client if far else None),
+            )
+            await mirror.start()
+            await wait(mirror.complete())
+            await wait(receiver.complete())
+        async with serving(tmp_path / "copy", socket, there):
+            await wait(held.read(0, 6))
+            reading = held.read(MIB, 4 * MIB)
+            held._connection.transport.loseWriteConnection()
+            assert await wait(reading) == disk.read_bytes()[MIB : 5 * MIB]
+            clients.close()
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_relaying_server_that_requires_TLS_forwards_nobody_without(
     tmp_path: Path,

@@ -33,6 +33,7 @@ from blockmig import (
     Refused,
     Sender,
     Server,
+    TLSFailure,
     claims,
     resume,
 )
@@ -903,6 +904,21 @@ class MigrationTests(Case):
         self.assertEqual(
             ("web", "nbd://192.0.2.1:10809/web"), (destination.export, destination.uri)
         )
+        self.assertIsNone(destination.tls)
+
+    def test_a_uri_that_says_TLS_is_never_sent_to_without(self):
+        made = []
+
+        def make(disk, destination):
+            made.append(destination)
+            return Sender(disk, destination, runtime=self.runtime())
+
+        uri = "nbds://192.0.2.1/web?tls-certificates=/nowhere&tls-hostname=other"
+        service = SenderService(self.opener(), uri, make=make, reactor=self.clock)
+        service.startService()
+        (destination,) = made
+        self.assertEqual("nbds://192.0.2.1:10809/web", destination.uri)
+        self.assertRaisesRegex(TLSFailure, "/nowhere", destination.tls.creator)
 
 
 class SharedPortTests(Case):

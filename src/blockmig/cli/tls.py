@@ -101,8 +101,9 @@ def check_listener(options: Options, listen: Sequence[str]) -> None:
     for name in ("tls-verify-peer", "allow-name"):
         if options[name] and mode == "off":
             raise UsageError(f"--{name} needs TLS: give --tls-certificates")
-    if names and mode != "require":
-        raise UsageError("--allow-name keeps nobody out who does not use TLS: --tls require")
+    for name in ("allow-name", "tls-verify-peer"):
+        if options[name] and mode != "require":
+            raise UsageError(f"--{name} keeps nobody out who does not use TLS: --tls require")
     for name in names:
         if not name or "=" in name:
             raise UsageError(
@@ -131,12 +132,13 @@ def _check_listening(text: str, mode: str) -> None:
 
 def endpoint_of(text: str) -> str:
     """C{text}, of C{--listen}, as an endpoint: TLS is begun by what listens there."""
-    if not text.startswith("nbds"):
+    if "://" not in text:
         return text
     try:
-        return str(replace(parse_uri(text), tls=False))
+        uri = parse_uri(text)
     except BadURI:
         return text
+    return str(replace(uri, tls=False)) if uri.tls else text
 
 
 def secure(uri: NBDURI, options: Options) -> NBDURI:
@@ -281,13 +283,9 @@ def client_policy(uri: NBDURI) -> ClientTLS | None:
     if not uri.tls:
         return None
     check_extra()
-    from ..transport.certified import client_tls  # noqa: PLC0415
+    from ..transport.certified import tls_of  # noqa: PLC0415
 
-    return client_tls(
-        uri.certificates,
-        uri.tls_hostname or uri.host,
-        verify_peer=uri.verify_peer is not False,
-    )
+    return tls_of(uri)
 
 
 def check_client(uri: NBDURI, policy: ClientTLS | None) -> None:

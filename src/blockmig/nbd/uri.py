@@ -163,12 +163,17 @@ def _parameters(text: str) -> dict[str, str]:
     """The parameters in a URI's query.
 
     @raise UnicodeError: one is not UTF-8 once decoded, and no path.
+    @raise BadURI: what is said of one would be ignored.
     """
     # A plus sign stands for a space in HTML forms, not in URIs.
     pairs = parse_qsl(text.replace("+", "%2B"), keep_blank_values=True, errors="surrogateescape")
     for name, value in pairs:
         (name if name in _PATHS else name + value).encode()
-    return dict(pairs)
+    query = dict(pairs)
+    for name in (*_PATHS, *_PARAMETERS):
+        if sum(name == other for other, _ in pairs) > 1:
+            raise BadURI(f"{name}: is said more than once")
+    return query
 
 
 def _tls(text: str, scheme: str, query: dict[str, str]) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def _tls(text: str, scheme: str, query: dict[str, str]) -> dict[str, Any]:
     for name in query:
         if name in ("tls-psk-file", "tls-username"):
             raise BadURI(f"{name}: pre-shared keys are not supported: use tls-certificates")
-        if name.startswith("tls-") and name not in _PARAMETERS:
+        if name.lower().replace("_", "-").startswith("tls-") and name not in _PARAMETERS:
             raise BadURI(f"{name}: is not known; there are {', '.join(_PARAMETERS)}")
     if not scheme.startswith("nbds"):
         given = [name for name in _PARAMETERS if name in query]

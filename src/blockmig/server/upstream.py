@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from ..client import ClientConnection, ClientFactory, ClientHandler
 from ..nbd import REQUEST, REQUEST_MAGIC, ClientHandshake, Command, Negotiated
 from ..runtime import Runtime
-from ..transport import ClientTLS, FileRegion, is_plain_socket
+from ..transport import ClientTLS, FileRegion, LayeredTransport, is_plain_socket
 
 _TIMEOUT: Final = 10.0
 _DISCONNECT_TIMEOUT: Final = 1.0
@@ -142,8 +142,9 @@ class Upstream(ClientHandler):
         """Close our sending side once everything was sent; where that is not possible, both."""
         if self._lost:
             return
-        if is_plain_socket(self._connection.transport):
-            self._connection.transport.loseWriteConnection()
+        transport = self._connection.transport
+        if is_plain_socket(transport) or isinstance(transport, LayeredTransport):
+            transport.loseWriteConnection()
         else:
             self.close()
 

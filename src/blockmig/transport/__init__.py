@@ -20,7 +20,14 @@ from .endpoints import (
 )
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
-from .plain import has_hung_up, is_plain_socket, is_readable, peer_user, unacknowledged
+from .plain import (
+    LayeredTransport,
+    has_hung_up,
+    is_plain_socket,
+    is_readable,
+    peer_user,
+    unacknowledged,
+)
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
@@ -35,6 +42,7 @@ __all__ = [
     "ClientTLS",
     "FileRegion",
     "IPayloadReceiver",
+    "LayeredTransport",
     "Limiter",
     "Pacer",
     "PayloadReader",

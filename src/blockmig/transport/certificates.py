@@ -157,14 +157,22 @@ def fill_store(
     store: crypto.X509Store,
     authorities: tuple[x509.Certificate, ...],
     revoked: tuple[x509.CertificateRevocationList, ...],
+    *,
+    whole_chain: bool = False,
 ) -> None:
     """Have C{store} trust whom C{authorities} are, as GnuTLS does: whether or not they sign
-    themselves."""
+    themselves.
+
+    @param whole_chain: those that sign may have been revoked as well; whoever verifies has to make
+        an exception for those of whose signer there is no list.
+    """
     for one in authorities:
         store.add_cert(crypto.X509.from_cryptography(one))
     flags = crypto.X509StoreFlags.PARTIAL_CHAIN
     if revoked:
         flags |= crypto.X509StoreFlags.CRL_CHECK
+        if whole_chain:
+            flags |= crypto.X509StoreFlags.CRL_CHECK_ALL
     for each in revoked:
         store.add_crl(each)
     store.set_flags(flags)

@@ -7,6 +7,8 @@ Owns what TLS is like here, and when files are read. Rules (design, section 3):
   one would not be verified again;
 * whoever is verified proves a chain to a CA of ours, and a server the name by which we know it. On
   a UNIX socket there is none, so the chain is enough unless a name is given;
+* what a CA has taken back is not good: neither the other end's own certificate, of whose signer
+  there has to be a list where there are any, nor one by which that is signed;
 * a name on a list of names is that of a certificate, letter by letter: no patterns;
 * files are read for each connection, if one of them has changed; or when it is asked for, and then
   what cannot be used changes nothing. What is not valid (any more, or yet) is not used.
@@ -32,6 +34,7 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
+from ..nbd import NBDURI
 from .certificates import (
     Certificates,
     Now,
@@ -65,6 +68,7 @@ _WORDS: Final = {
 }
 
 
+_NO_LIST: Final = 3
 _UNKNOWN_CA: Final = (18, 19, 20, 21)
 
 
@@ -190,6 +194,17 @@ def client_tls(
     return ClientTLS(creator)
 
 
+def tls_of(uri: NBDURI) -> ClientTLS | None:
+    """How connections to C{uri} speak TLS, as it says; None where they do not."""
+    if not uri.tls:
+        return None
+    return client_tls(
+        uri.certificates,
+        uri.tls_hostname or uri.host,
+        verify_peer=uri.verify_peer is not False,
+    )
+
+
 def _context(certificates: Certificates) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
@@ -217,7 +232,7 @@ def _context(certificates: Certificates) -> SSL.Context:
             ) from None
     store = context.get_cert_store()
     if store is not None:
-        fill_store(store, certificates.authorities, certificates.revoked)
+        fill_store(store, certificates.authorities, certificates.revoked, whole_chain=True)
     return context
 
 
@@ -290,7 +305,7 @@ def _verifier(
 
     def verify(_: SSL.Connection, one: crypto.X509, error: int, depth: int, good: int) -> bool:
         try:
-            if not good:
+            if not good and not (error == _NO_LIST and depth):
                 raise PeerRefused(_why_not(whose, one.to_cryptography(), error, depth))
             if depth == 0:
                 check(one.to_cryptography())

@@ -15,6 +15,7 @@ import select
 import socket
 import struct
 import termios
+from abc import ABC, abstractmethod
 from typing import Any, Final, TypeGuard
 
 from twisted.internet import tcp
@@ -27,13 +28,17 @@ _NOBODY: Final = 0xFFFFFFFF
 """What the kernel says where there are none."""
 
 
-class LayeredTransport:
+class LayeredTransport(ABC):
     """A transport above another one, which must not be bypassed.
 
     @ivar beneath: the other one.
     """
 
     beneath: Any
+
+    @abstractmethod
+    def loseWriteConnection(self) -> None:
+        """Send what is due, then say that nothing more is sent, and go on receiving."""
 
 
 def unacknowledged(transport: object) -> int:

@@ -37,6 +37,7 @@ from typing import Any, Final
 from OpenSSL import SSL
 from twisted.internet.interfaces import (
     IConsumer,
+    IDelayedCall,
     IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
     IPushProducer,
@@ -47,7 +48,7 @@ from zope.interface import implementer
 
 from ..syscalls import SystemCalls
 from .outgoing import RegionProducer
-from .plain import LayeredTransport
+from .plain import LayeredTransport, is_plain_socket
 from .tls import TLSFailure
 from .tls_words import describe_tls_error
 
@@ -80,10 +81,15 @@ class SecureUser(typing.Protocol):
 class _State(Enum):
     SHAKING = "the handshake"
     OPEN = "both ends may send"
+    FINISHING = "close_notify follows what the producer has, and we still receive"
     FINISHED = "we have said close_notify, and still receive"
     CLOSING = "nothing more is received; what is queued is still sent"
     FAILED = "TLS has failed"
     CLOSED = "nothing more is sent either"
+
+
+_RECEIVING: Final = (_State.OPEN, _State.FINISHING, _State.FINISHED)
+_WRITABLE: Final = (_State.OPEN, _State.FINISHING, _State.CLOSING)
 
 
 class _NoProtocols:
@@ -128,6 +134,7 @@ class SecureTransport(LayeredTransport):
         self._producer: Any = None
         self._producer_paused = False
         self._burst = 0
+        self._turn: IDelayedCall | None = None
         self._reading_paused = False
         self._flooded = False
         self._can_receive = True
@@ -144,8 +151,8 @@ class SecureTransport(LayeredTransport):
 
     def receive(self, data: bytes) -> None:
         """C{data} arrived beneath."""
-        if self._state not in (_State.SHAKING, _State.OPEN, _State.FINISHED):
-            return
+        if self._state != _State.SHAKING and not self._receives:
+            return  # and is not kept either: there is no end of it
         self._connection.bio_write(data)
         if self._state == _State.SHAKING and not self._shake():
             return
@@ -171,7 +178,7 @@ class SecureTransport(LayeredTransport):
 
     @property
     def _receives(self) -> bool:
-        return self._state in (_State.OPEN, _State.FINISHED) and self._can_receive
+        return self._state in _RECEIVING and self._can_receive
 
     def _deliver(self) -> None:
         """Decrypt what has arrived, and give it to the user."""
@@ -247,6 +254,10 @@ class SecureTransport(LayeredTransport):
                 self.beneath.resumeProducing()
         self._go_on()
 
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._go_on()
+
     def _go_on(self) -> None:
         """There is room: have the producer write again."""
         self._burst = 0
@@ -261,7 +272,7 @@ class SecureTransport(LayeredTransport):
         """Encrypt C{data}, and send it; nothing after the end."""
         if self._state == _State.SHAKING:
             raise RuntimeError("nothing can be sent before the TLS handshake is over")
-        if self._state not in (_State.OPEN, _State.CLOSING):
+        if self._state not in _WRITABLE:
             return
         if not self._encrypt(data):
             return
@@ -272,7 +283,8 @@ class SecureTransport(LayeredTransport):
             self._pause_producer()
         elif self._burst >= _TURN_BUDGET:
             self._pause_producer()
-            self._reactor.callLater(0, self._go_on)
+            if self._turn is None:
+                self._turn = self._reactor.callLater(0, self._next_turn)
 
     def _encrypt(self, data: bytes) -> bool:
         """Return whether that was possible."""
@@ -299,11 +311,12 @@ class SecureTransport(LayeredTransport):
 
         @param half_close: close the sending side beneath as well.
         """
-        if self._state != _State.OPEN:
+        if self._state not in (_State.OPEN, _State.FINISHING):
             return
         pieces: list[bytes] = []
         try:
-            self._connection.send(message)
+            if message:
+                self._connection.send(message)
             self._connection.shutdown()
             while True:
                 pieces.append(self._connection.bio_read(_PIECE))
@@ -321,12 +334,23 @@ class SecureTransport(LayeredTransport):
         if half_close:
             self.beneath.loseWriteConnection()
 
+    def loseWriteConnection(self) -> None:
+        """Once the producer is done, say close_notify, and close the sending side beneath where
+        that is possible; go on receiving."""
+        if self._state == _State.OPEN:
+            self._state = _State.FINISHING
+            if self._producer is None:
+                self._finish_sending()
+
+    def _finish_sending(self) -> None:
+        self.finish(b"", is_plain_socket(self.beneath))
+
     def loseConnection(self) -> None:
         """Close once the producer is done: with close_notify, unless TLS does not stand."""
         if self._state == _State.SHAKING:
             self.abortConnection()
-        elif self._state in (_State.OPEN, _State.FINISHED):
-            notify = self._state == _State.OPEN
+        elif self._state in _RECEIVING:
+            notify = self._state != _State.FINISHED
             self._state = _State.CLOSING
             if self._producer is None or not notify:
                 self._close(notify)
@@ -344,6 +368,7 @@ class SecureTransport(LayeredTransport):
     def abortConnection(self) -> None:
         """Close at once; nothing more is received."""
         self._state = _State.CLOSED
+        self._stop_producer()  # or it would write all that it has, to nobody
         self.beneath.abortConnection()
 
     def getPeer(self) -> Any:
@@ -351,6 +376,11 @@ class SecureTransport(LayeredTransport):
 
     def getHost(self) -> Any:
         return self.beneath.getHost()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is there still, as far as that is known beneath."""
+        return bool(getattr(self.beneath, "connected", True))
 
     @property
     def disconnecting(self) -> bool:
@@ -402,12 +432,17 @@ class SecureTransport(LayeredTransport):
         self._producer_paused = False
         if self._state == _State.CLOSING:
             self._close(True)
+        elif self._state == _State.FINISHING:
+            self._finish_sending()
 
     def _pause_producer(self) -> None:
         self._producer_paused = True
         self._producer.pauseProducing()
 
     def _stop_producer(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()

@@ -68,9 +68,10 @@ class ListenerTests(Case):
                      "--tls-verify-peer")  # fmt: skip
         self.refused("--oldstyle has no TLS", "serve", "x", *pki, "--oldstyle")
 
-    def test_a_list_of_names_keeps_nobody_out_where_TLS_is_not_required(self):
-        pki = ("--tls-certificates", "/pki")
-        self.refused("--tls require", "serve", "x", *pki, "--tls", "on", "--allow-name", "me")
+    def test_certificates_of_clients_keep_nobody_out_where_TLS_is_not_required(self):
+        on = ("--tls-certificates", "/pki", "--tls", "on")
+        self.refused("--tls require", "serve", "x", *on, "--allow-name", "me")
+        self.refused("--tls require", "serve", "x", *on, "--tls-verify-peer")
 
     def test_names_are_common_names(self):
         pki = ("--tls-certificates", "/pki")
@@ -92,6 +93,7 @@ class ListenerTests(Case):
     def test_an_endpoint_is_plain_since_TLS_begins_later(self):
         for text, expected in {
             "nbds://h:5": "nbd://h:5/",
+            "NBDS://h:5": "nbd://h:5/",
             "nbds+unix:///?socket=/s": "nbd+unix:///?socket=/s",
             "nbd://h:5": "nbd://h:5",
             "192.0.2.7:10809": "192.0.2.7:10809",

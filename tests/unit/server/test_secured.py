@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig import Exports, GaveUp, Receiver, ServerTLS, TLSFailure, Unconfirmed
+from blockmig import AllowList, Exports, GaveUp, Receiver, ServerTLS, TLSFailure, Unconfirmed
 from blockmig.nbd import Command, OptionReply
 from blockmig.runtime import Runtime
 from blockmig.testing import ManualThreads, MemoryDisk, synchronous
@@ -132,6 +132,16 @@ class ServedTests(Case):
         self.assertEqual(ACK, peer.plain())
         peer.shake()
         self.assertEqual([OptionReply.INFO, OptionReply.ACK], peer.go())
+
+    def test_a_client_that_has_left_is_not_closed_by_an_allow_list(self):
+        allow = AllowList()
+        guarded = allow.guard(self.server.factory(), self.clock.seconds)
+        peer = TLSPeer(guarded, self.clock)
+        peer.socket.connected = True
+        peer.start_tls()
+        peer.socket.lose()
+        peer.socket.connected = False
+        self.assertEqual(0, allow.replace([]))
 
     def test_an_aborted_client_is_gone(self):
         peer = self.secured()

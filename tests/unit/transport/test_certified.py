@@ -188,6 +188,29 @@ class HandshakeTests(TLSCase):
         write(self.server / "ca-crl.pem", self.ca.revoke(certificate))
         self.refused("the client's certificate ('me') was revoked by its CA")
 
+    def _show_one_of_another_CA(self, between, *revoked):
+        """A client whose certificate one has signed that our CA has signed, and taken back."""
+        key, certificate = between.sign("me", usage=USAGES["client"])
+        write(self.client / "client-cert.pem", pem(certificate, between.certificate))
+        write(self.client / "client-key.pem", pem_of_key(key))
+        lists = between.revoke() + (self.ca.revoke(*revoked) if revoked else b"")
+        write(self.server / "ca-crl.pem", lists)
+
+    def test_a_client_whose_signer_was_revoked_is_refused(self):
+        between = Signer("Between", self.ca)
+        self._show_one_of_another_CA(between, between.certificate)
+        self.refused(
+            "the certificate 'Between', by which the client's certificate is signed, was revoked"
+        )
+
+    def test_of_a_signer_of_whose_signer_there_is_no_list_nothing_is_known(self):
+        between = Signer("Between", self.ca)
+        key, certificate = between.sign("here", "here", usage=USAGES["server"])
+        write(self.server / "server-cert.pem", pem(certificate, between.certificate))
+        write(self.server / "server-key.pem", pem_of_key(key))
+        self._show_one_of_another_CA(between)
+        self.assertEqual("me", peer_name(self.shake()[0].get_peer_certificate()))
+
     def test_a_certificate_for_another_use_is_refused(self):
         context = SSL.Context(SSL.TLS_METHOD)
         for name in ("cert", "key"):

@@ -253,6 +253,21 @@ class BackPressureTests(Case):
         self.socket.lose()
         self.assertTrue(producer.stopped)
 
+    def test_an_abort_stops_the_producer(self):
+        """One that waits for its turn would write all that it has, to nobody, and in one go."""
+        self.shake()
+        producer = self.produce()
+        self.assertTrue(producer.paused)
+        self.secure.abortConnection()
+        self.clock.advance(0)
+        self.assertEqual((True, True), (producer.stopped, producer.paused))
+
+    def test_when_it_is_lost_there_is_no_timer_left(self):
+        self.shake()
+        self.produce()
+        self.secure.lost()
+        self.assertEqual([], self.clock.getDelayedCalls())
+
     def test_to_close_waits_for_the_producer(self):
         self.shake()
         producer = Producer(self.secure, 10)
@@ -359,6 +374,35 @@ class EndTests(Case):
         self.socket.run()
         self.secure.write(b"the reply")
         self.assertEqual(b"the reply", self.hear())
+
+    def test_what_comes_behind_the_peers_close_notify_is_not_kept(self):
+        self.peer.shutdown()
+        self.peer_says()
+        self.socket.run()
+        for _ in range(10):
+            self.secure.receive(bytes(1 << 20))
+        into_tls = self.secure._connection._into_ssl
+        room = SSL._ffi.new("char[]", 100)
+        self.assertLess(SSL._lib.BIO_read(into_tls, room, 100), 1)
+
+    def test_to_close_the_sending_side_says_close_notify_and_is_heard(self):
+        self.secure.loseWriteConnection()
+        self.secure.write(b"too late")
+        self.socket.turn()
+        self.assertEqual(b"<END>", self.hear())
+        self.say(b"a reply")
+        self.assertEqual((b"a reply", False), (self.user.received, self.socket.closing))
+
+    def test_to_close_the_sending_side_waits_for_the_producer(self):
+        producer = Producer(self.secure, 10)
+        self.secure.registerProducer(producer, True)
+        self.secure.loseWriteConnection()
+        producer.produce(1)
+        self.assertEqual(bytes(10), self.hear())
+        self.say(b"a reply")
+        self.secure.unregisterProducer()
+        self.socket.turn()
+        self.assertEqual((b"<END>", b"a reply"), (self.hear(), self.user.received))
 
     def test_to_close_says_close_notify(self):
         self.secure.loseConnection()
