@@ -427,6 +427,42 @@ def test_a_sender_whose_disk_hangs_can_be_stopped(
     assert inspected(processes, source) == "canonical"
 
 
+def test_the_last_flush_of_a_server_may_take_long(
+    processes: Processes, room: Path, failing: FailingDirectory
+) -> None:
+    server = serve(processes, room, random_image(failing.path / "web.img", SIZE), command=IMPATIENT)
+    with wire.client(server.uri) as client:
+        assert client.ask(wire.WRITE, 0, 4096, b"x" * 4096) == 0
+    failing.hang("fsync", "web.img")
+    server.signal(signal.SIGTERM)
+    until(lambda: hung_threads(server))
+    time.sleep(1.5)
+    failing.heal()
+    assert server.wait(30) == 0, server.stderr
+
+
+def test_a_receiver_that_cannot_save_the_only_copy_stays_until_it_can(
+    processes: Processes, room: Path, failing: FailingDirectory
+) -> None:
+    there = failing.path / "web.img"
+    command = (*IMPATIENT, "receive")
+    receiver = processes.receive(there, "--size", SIZE, command=command)
+    content = os.urandom(SIZE)
+    with wire.client(receiver.uri) as client:
+        assert client.ask(wire.WRITE, 0, SIZE, content) == 0
+        (failing.backing / "web.img").unlink()
+        for op in ("create", "rename", "rename2"):
+            failing.fail(op, "", errno.ENOSPC)
+        client.send(wire.request(wire.DISC))
+        receiver.wait_event("not-rescued")
+    receiver.signal(signal.SIGTERM)
+    time.sleep(3)
+    assert receiver.status is None, "the only copy is gone"
+    failing.heal()
+    assert receiver.wait(60) == 3, receiver.stderr
+    assert (failing.backing / "web.img.rescued").read_bytes() == content
+
+
 # What the kernel does by itself.
 
 

@@ -29,7 +29,7 @@ def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Wri
 
     from ..runtime import Runtime, go_by_monotonic_clock  # noqa: PLC0415
     from .logs import begin_logging  # noqa: PLC0415
-    from .operations import LONGEST_STOP, Patient, Uncertain, report, run_operation  # noqa: PLC0415
+    from .operations import Uncertain, longest_stop, report, run_operation  # noqa: PLC0415
 
     go_by_monotonic_clock(reactor)
     operation, write = make(options, Runtime.of(reactor))
@@ -42,5 +42,5 @@ def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Wri
         operation.stop,
         operation.hung_up,
         is_uncertain=lambda: isinstance(operation, Uncertain) and operation.is_uncertain,
-        longest=lambda: operation.longest_stop if isinstance(operation, Patient) else LONGEST_STOP,
+        longest=lambda: longest_stop(operation),
     )

@@ -6,7 +6,7 @@ An operation is run once, can be stopped, and opens and closes what it needs. It
 Rule: a disk that never answers (a network file system that is gone) keeps no process for ever. One
 that was told to stop waits for its disk so long and no longer, and then leaves as if it had been
 killed: the records say what is left to do. The last flush may take minutes on a disk that is only
-slow, so it has longer. And where a disk would be lost with this process, nothing but a kill ends it.
+slow, so it has longer. Where a disk would be lost with this process, nothing but a kill ends it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ class Patient(Protocol):
 
     @property
     def longest_stop(self) -> float: ...
+
+
+def longest_stop(operation: Operation) -> float:
+    """For how many seconds from the first signal the disk of C{operation} is waited for."""
+    return operation.longest_stop if isinstance(operation, Patient) else LONGEST_STOP
 
 
 class Leaving:

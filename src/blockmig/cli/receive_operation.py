@@ -30,10 +30,10 @@ from ..storage import (
     open_disk,
 )
 from ..transport import server_endpoint
+from . import operations
 from .admittance import Admittance
 from .listening import Listening, ListeningExport
 from .logs import warn_of_again
-from .operations import LONGEST_FLUSH, LONGEST_STOP
 from .receive import Options
 from .tls import ListenerTLS, listener_tls
 
@@ -72,10 +72,10 @@ class ReceiveOperation:
     def longest_stop(self) -> float:
         """For how long a disk that does not answer is waited for (L{Patient})."""
         if (receiver := self._receiver) is None:
-            return LONGEST_STOP
+            return operations.LONGEST_STOP
         if receiver.keeps_the_disk:
             return math.inf
-        return LONGEST_FLUSH if receiver.is_completing else LONGEST_STOP
+        return operations.LONGEST_FLUSH if receiver.is_completing else operations.LONGEST_STOP
 
     async def run(self) -> Summary:
         if not self._options["end-with-stdin"]:

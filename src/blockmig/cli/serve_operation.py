@@ -19,10 +19,10 @@ from ..server import Relay, Server
 from ..storage import BlockDisk, DepartedDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
+from . import operations
 from .admittance import Admittance
 from .listening import Listening, ListeningExport, import_control
 from .mirror_manager import MirrorManager
-from .operations import LONGEST_FLUSH, LONGEST_STOP
 from .serve import Options
 from .standby import Standby
 from .tls import ListenerTLS, destination_at, listener_tls, with_certificates
@@ -112,7 +112,7 @@ class ServeOperation:
     def longest_stop(self) -> float:
         """For how long a disk that does not answer is waited for (L{Patient})."""
         flushes = self._mirrors is not None and self._mirrors.flushes_last
-        return LONGEST_FLUSH if flushes else LONGEST_STOP
+        return operations.LONGEST_FLUSH if flushes else operations.LONGEST_STOP
 
     def hung_up(self) -> None:
         """SIGHUP: read the certificates again; bad ones change nothing."""
