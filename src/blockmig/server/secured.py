@@ -74,12 +74,18 @@ class Secured:
         """Let the client in, or not."""
         self._stands = True
         certificate = self.transport.verified_certificate
-        if why := self._policy.refusal(certificate):
+        if why := self._refusal(certificate):
             self._note("tls-refused", f"refused: {why}")
             self._client.close()
             return
         self.certificate = certificate
         self._client.tls_stands()
+
+    def _refusal(self, certificate: Any) -> str:
+        try:
+            return self._policy.refusal(certificate)
+        except Exception as error:  # a policy raises what it likes
+            return f"nothing can be said of it: {str(error) or type(error).__name__}"
 
     def tls_received(self, data: bytes) -> None:
         self._client.plaintext_received(data)

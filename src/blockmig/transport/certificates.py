@@ -20,6 +20,7 @@ Needs the cryptography library and pyOpenSSL: nothing imports this module before
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -106,6 +107,26 @@ def load(directory: str, role: Role, now: datetime, *, authorities: bool) -> Cer
     @param authorities: the other end's certificate will be verified, so there has to be a CA.
     @raise TLSFailure: something is wrong with them.
     """
+    with told_of(directory):
+        return _load(directory, role, now, authorities)
+
+
+@contextlib.contextmanager
+def told_of(directory: str) -> Iterator[None]:
+    """Have whatever a parser raises of what is in C{directory} be a L{TLSFailure}: a file may be
+    damaged, or have a key of a kind that is not known here."""
+    try:
+        yield
+    except TLSFailure:
+        raise
+    except Exception as error:
+        raise TLSFailure(
+            f"{directory}: a certificate there is malformed, or of a kind that cannot be used: "
+            f"{clean(error)}"
+        ) from None
+
+
+def _load(directory: str, role: Role, now: datetime, authorities: bool) -> Certificates:
     if not os.path.isdir(directory):
         what = "is not a directory" if os.path.lexists(directory) else "there is no such directory"
         raise TLSFailure(f"{directory}: {what}; {_MAKE}")
