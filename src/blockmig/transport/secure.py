@@ -378,6 +378,11 @@ class SecureTransport(LayeredTransport):
         return self.beneath.getHost()
 
     @property
+    def waiting(self) -> bool:
+        """Whether the peer has not taken everything that was encrypted."""
+        return self._below.waiting
+
+    @property
     def connected(self) -> bool:
         """Whether the connection is there still, as far as that is known beneath."""
         return bool(getattr(self.beneath, "connected", True))
