@@ -329,15 +329,19 @@ def _check_signed(path: str, found: Certificates, now: datetime) -> None:
         crypto.X509StoreContext(store, own, above).verify_certificate()
     except crypto.X509StoreContextError as error:
         ca, issuer = os.path.join(found.directory, CA), name_of(found.chain[-1].issuer)
-        if error.errors and error.errors[0] == _REVOKED:
-            raise TLSFailure(f"{path}: was revoked by its CA ({CRL})") from None
+        if (code := error.errors[0] if error.errors else 0) in _OF_LISTS:
+            raise TLSFailure(f"{path}: {_OF_LISTS[code]} ({CRL})") from None
         raise TLSFailure(
             f"{path}: is not signed by the CA in {ca}, but by {issuer} ({error})"
         ) from None
 
 
-_REVOKED: Final = 23
-"""X509_V_ERR_CERT_REVOKED."""
+_OF_LISTS: Final = {
+    3: "cannot be checked: there is no list of what its CA has revoked",
+    12: "cannot be checked: the list of what its CA has revoked has expired",
+    23: "was revoked by its CA",
+}
+"""X.509 errors of OpenSSL, and what they mean."""
 
 
 def _extension(path: str, one: x509.Certificate, kind: Any) -> Any:

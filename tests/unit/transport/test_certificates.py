@@ -205,6 +205,13 @@ class SayingTests(DirectoryCase):
         self.put("ca-crl.pem", self.ca.revoke(certificate))
         self.refused("server-cert.pem: was revoked by its CA (ca-crl.pem)")
 
+    def test_a_list_that_says_nothing_of_it_is_not_taken_for_a_signature_of_another(self):
+        self.put("ca-crl.pem", Signer("Other CA").revoke())
+        self.refused("server-cert.pem: cannot be checked: there is no list of what its CA")
+        self.put("ca-crl.pem", self.ca.revoke())
+        self.put_server("here", end=NOW + 5 * DAY)
+        self.refused("the list of what its CA has revoked has expired", now=NOW + 1.1 * DAY)
+
     def test_a_list_of_revoked_certificates_that_is_none_is_refused(self):
         self.put("ca-crl.pem", b"nonsense")
         self.refused("ca-crl.pem: is not a list of revoked certificates")
