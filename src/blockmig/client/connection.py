@@ -269,8 +269,13 @@ class ClientConnection(Protocol):
             self.outgoing.send([self._handshake.data_to_send()])
 
     def tls_finished(self) -> None:
-        """The server has said that it sends no more."""
-        self.transport.loseConnection()
+        """The server has said that it sends no more: it is gone, as one that closes its side is
+        without TLS, whether or not it takes what is still queued for it."""
+        assert self._secure is not None
+        if self._secure.waiting:
+            self.abort()
+        else:
+            self._secure.loseConnection()
 
     def tls_failed(self, failure: TLSFailure) -> None:
         """The server is told why, as far as it listens."""

@@ -122,10 +122,10 @@ class Admission:
             if not own:
                 return self._refuse(peer, why)
             self._close(min(own, key=_advanced_at), peer, why)
-            return ""
-        if not unproved:
+        elif not unproved:
             return self._refuse(peer, self._why_full(len(staying), free < kept))
-        self._close_one(peer, len(staying), unproved, free < kept)
+        else:
+            self._close_one(peer, len(staying), unproved, free < kept)
         at_once = "too many have come at once for the descriptors that are left"
         return self._refuse(peer, at_once if free < kept // 2 else "")
 

@@ -30,7 +30,7 @@ from ..nbd import (
     oldstyle_hello,
 )
 from ..runtime import Runtime
-from ..transport import ServerTLS, TLSFailure
+from ..transport import ServerTLS
 from .handler import IExportHandler
 from .holds import BACKLOG, CLOSING
 from .limited_log import LimitedLog
@@ -130,13 +130,13 @@ class HandshakePhase(Phase):
         assert self._settings.tls is not None
         try:
             self._creator = self._settings.tls.creator()
-        except TLSFailure as error:
+        except Exception as error:  # a policy raises what it likes
             if self._settings.tls_log.has_room():
                 _log.error(
                     "{peer}: TLS cannot be started: {why}{others}",
                     event="tls-impossible",
                     peer=self._context.peer,
-                    why=str(error),
+                    why=str(error) or type(error).__name__,
                     others=self._settings.tls_log.others(),
                 )
             return False

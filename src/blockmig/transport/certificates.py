@@ -20,6 +20,7 @@ Needs the cryptography library and pyOpenSSL: nothing imports this module before
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -106,6 +107,26 @@ def load(directory: str, role: Role, now: datetime, *, authorities: bool) -> Cer
     @param authorities: the other end's certificate will be verified, so there has to be a CA.
     @raise TLSFailure: something is wrong with them.
     """
+    with told_of(directory):
+        return _load(directory, role, now, authorities)
+
+
+@contextlib.contextmanager
+def told_of(directory: str) -> Iterator[None]:
+    """Have whatever a parser raises of what is in C{directory} be a L{TLSFailure}: a file may be
+    damaged, or have a key of a kind that is not known here."""
+    try:
+        yield
+    except TLSFailure:
+        raise
+    except Exception as error:
+        raise TLSFailure(
+            f"{directory}: a certificate there is malformed, or of a kind that cannot be used: "
+            f"{clean(error)}"
+        ) from None
+
+
+def _load(directory: str, role: Role, now: datetime, authorities: bool) -> Certificates:
     if not os.path.isdir(directory):
         what = "is not a directory" if os.path.lexists(directory) else "there is no such directory"
         raise TLSFailure(f"{directory}: {what}; {_MAKE}")
@@ -308,15 +329,19 @@ def _check_signed(path: str, found: Certificates, now: datetime) -> None:
         crypto.X509StoreContext(store, own, above).verify_certificate()
     except crypto.X509StoreContextError as error:
         ca, issuer = os.path.join(found.directory, CA), name_of(found.chain[-1].issuer)
-        if error.errors and error.errors[0] == _REVOKED:
-            raise TLSFailure(f"{path}: was revoked by its CA ({CRL})") from None
+        if (code := error.errors[0] if error.errors else 0) in _OF_LISTS:
+            raise TLSFailure(f"{path}: {_OF_LISTS[code]} ({CRL})") from None
         raise TLSFailure(
             f"{path}: is not signed by the CA in {ca}, but by {issuer} ({error})"
         ) from None
 
 
-_REVOKED: Final = 23
-"""X509_V_ERR_CERT_REVOKED."""
+_OF_LISTS: Final = {
+    3: "cannot be checked: there is no list of what its CA has revoked",
+    12: "cannot be checked: the list of what its CA has revoked has expired",
+    23: "was revoked by its CA",
+}
+"""X.509 errors of OpenSSL, and what they mean."""
 
 
 def _extension(path: str, one: x509.Certificate, kind: Any) -> Any:

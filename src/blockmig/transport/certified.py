@@ -47,6 +47,7 @@ from .certificates import (
     names_of,
     shown,
     stamp,
+    told_of,
     wall_time,
 )
 from .tls import ClientTLS, ServerTLS, TLSFailure
@@ -225,13 +226,14 @@ def _context(certificates: Certificates) -> SSL.Context:
                 context.add_extra_chain_cert(one)
             context.use_privatekey(certificates.key)
             context.check_privatekey()
-        except (SSL.Error, TypeError) as error:
+        except Exception as error:
             what = "is not fit for TLS (is its key too short, or of a kind that TLS has not?)"
             raise TLSFailure(
                 f"the certificate in {certificates.directory} {what}: {error}"
             ) from None
     store = context.get_cert_store()
-    if store is not None:
+    assert store is not None
+    with told_of(certificates.directory):
         fill_store(store, certificates.authorities, certificates.revoked, whole_chain=True)
     return context
 

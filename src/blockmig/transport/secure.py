@@ -239,7 +239,8 @@ class SecureTransport(LayeredTransport):
                 pieces.append(self._connection.bio_read(_PIECE))
             except SSL.WantReadError:
                 break
-        if pieces:
+        # Behind our close_notify nothing counts; and it could overtake that (see L{finish}).
+        if pieces and self._state != _State.FINISHED:
             self._below.send_view(pieces[0] if len(pieces) == 1 else b"".join(pieces))
         if self._below.pending_bytes > _MOST_WAITING and not self._flooded:
             self._flooded = True
@@ -376,6 +377,11 @@ class SecureTransport(LayeredTransport):
 
     def getHost(self) -> Any:
         return self.beneath.getHost()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the peer has not taken everything that was encrypted."""
+        return self._below.waiting
 
     @property
     def connected(self) -> bool:

@@ -129,6 +129,19 @@ class AdmissionTests(SynchronousTestCase):
             self.system.free += len(gone)
         self.assertIn("at once", self.events("full")[0]["why"])
 
+    def test_so_do_those_of_one_address_that_close_only_its_own(self):
+        self.make(most_of_one=10)
+        self.system.limit, self.system.free = 96, 60
+        self.come_from("192.0.2.9", 10)
+        for _ in range(100):
+            self.system.free -= 1
+            if self.admission.admit(ADDRESS):
+                self.system.free += 1
+            else:
+                self.connections.append(Connected(self, ADDRESS, at_once=False))
+        self.assertGreaterEqual(self.system.free, 11)
+        self.assertIn("at once", self.events("full")[0]["why"])
+
     def test_one_that_has_its_descriptors_is_not_refused_for_the_lack_of_others(self):
         self.come().proved = True
         self.system.free = 0

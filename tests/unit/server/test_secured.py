@@ -312,6 +312,28 @@ class RefusedTests(Case):
         self.assertIn("server-cert.pem has expired", lines[0])
         self.assertTrue(peer.open)
 
+    def test_neither_is_a_policy_that_raises_what_it_likes(self):
+        def creator():
+            raise OSError("no file today")
+
+        self.serve(ServerTLS(creator))
+        peer = self.peer()
+        peer.plain()
+        lines = self.lines(lambda: setattr(self, "answer", peer.say_plain(FIXED + STARTTLS)))
+        ((_, kind, _),) = option_replies(self.answer)
+        self.assertEqual(OptionReply.ERR_PLATFORM, kind)
+        self.assertIn("no file today", lines[0])
+
+    def test_who_cannot_be_decided_about_is_not_let_in(self):
+        def refusal(certificate):
+            raise ValueError("no list today")
+
+        self.serve(server_tls(world().authority.signed(), world().authority, refusal=refusal))
+        peer = self.peer()
+        lines = self.lines(peer.start_tls)
+        self.assertIn("no list today", lines[0])
+        self.assertUntouched(peer)
+
     def test_a_policy_that_breaks_costs_the_connection_only(self):
         class Broken:
             def getContext(self):

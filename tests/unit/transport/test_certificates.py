@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cryptography import x509
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.transport.certificates import Role, _check_private, clean, load, names_of
+from blockmig.transport.certified import ServerCertificates
 from blockmig.transport.tls import TLSFailure
 from tests.support.pki import DAY, NOW, USAGES, Signer, pem, pem_of_key, write
 
@@ -110,6 +112,25 @@ class LoadingTests(DirectoryCase):
         self.refused("server-key.pem: the key is encrypted")
         self.refused("openssl pkey -in")
 
+    def test_whatever_is_damaged_it_is_said_in_a_line(self):
+        """Parsers raise errors of many kinds, some of them of what they do not know."""
+        self.put("ca-crl.pem", self.ca.revoke())
+        seen = set()
+        for name in ("server-cert.pem", "ca-cert.pem", "ca-crl.pem"):
+            good = (self.directory / name).read_bytes()
+            begin, *text, end = good.splitlines(keepends=True)
+            content = base64.b64decode(b"".join(text))
+            for at in range(0, len(content), 2):
+                bad = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+                self.put(name, begin + base64.encodebytes(bad) + end)
+                try:
+                    ServerCertificates(str(self.directory), verify_peer=True, now=lambda: NOW)
+                except TLSFailure as error:
+                    self.assertNotIn("\n", str(error))
+                    seen.add("a kind that cannot be used" in str(error))
+            self.put(name, good)
+        self.assertEqual({False, True}, seen)
+
     def test_the_key_of_another_certificate_is_refused(self):
         self.put("server-key.pem", pem_of_key(Signer().key))
         self.refused("server-key.pem: does not belong to the certificate in server-cert.pem")
@@ -183,6 +204,13 @@ class SayingTests(DirectoryCase):
         self.assertTrue(self.load().revoked)
         self.put("ca-crl.pem", self.ca.revoke(certificate))
         self.refused("server-cert.pem: was revoked by its CA (ca-crl.pem)")
+
+    def test_a_list_that_says_nothing_of_it_is_not_taken_for_a_signature_of_another(self):
+        self.put("ca-crl.pem", Signer("Other CA").revoke())
+        self.refused("server-cert.pem: cannot be checked: there is no list of what its CA")
+        self.put("ca-crl.pem", self.ca.revoke())
+        self.put_server("here", end=NOW + 5 * DAY)
+        self.refused("the list of what its CA has revoked has expired", now=NOW + 1.1 * DAY)
 
     def test_a_list_of_revoked_certificates_that_is_none_is_refused(self):
         self.put("ca-crl.pem", b"nonsense")

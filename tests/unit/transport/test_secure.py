@@ -345,6 +345,14 @@ class KeyUpdateTests(Case):
         self.assertEqual(["established"], self.user.events)
         self.assertGreater(len(self.socket.out), 20)
 
+    def test_the_answer_does_not_overtake_the_last_message(self):
+        """Nobody needs it any more, and the other end could not decrypt what comes behind it."""
+        self.secure.finish(b"DISC", half_close=False)
+        for _ in range(3):
+            self.socket.protocol.dataReceived(self.updates.record())
+        self.socket.turn()
+        self.assertEqual((b"DISC<END>", ["established"]), (self.hear(), self.user.events))
+
     def test_those_who_ask_for_keys_and_take_none_are_read_no_more(self):
         """Each asks for an answer; what waits does not grow with their number."""
         self.socket.room = 0
