@@ -153,6 +153,9 @@ class SecureTransport(LayeredTransport):
         except Exception as error:  # a policy's checks raise what they like, from within
             self._fail(error)
             return False
+        if self._failure is not None:
+            self._fail(self._failure)
+            return False
         self._state = _State.OPEN
         self._flush()
         self._user.tls_established()
@@ -201,10 +204,8 @@ class SecureTransport(LayeredTransport):
         self._user.tls_failed(failure)
 
     def failVerification(self, reason: Failure) -> None:
-        """For creators that verify as those of Twisted do, in an info callback."""
+        """For creators that verify as those of Twisted do, in a callback during the handshake."""
         self._failure = TLSFailure(describe_tls_error(reason.value or TLSFailure(str(reason))))
-        if self._state == _State.SHAKING:
-            self._fail(self._failure)
 
     def lost(self) -> None:
         """The connection beneath is lost."""

@@ -38,6 +38,7 @@ _REASONS: Final = (
     ("unknown protocol", "what it sends is not TLS"),
     ("renegotiation", "renegotiation is not allowed"),
     ("unexpected eof", "the connection was cut off"),
+    ("record layer failure", "what it sends was changed on its way, or is not TLS"),
     ("bad record", "what it sends was changed on its way, or is not TLS"),
     ("decryption failed", "what it sends was changed on its way, or is not TLS"),
 )

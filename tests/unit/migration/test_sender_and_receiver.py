@@ -36,6 +36,8 @@ URI = "nbd://there/"
 class Case(SynchronousTestCase):
     unlink = True
     plain = False
+    server_tls = None
+    client_tls = None
 
     def setUp(self):
         self.events = []
@@ -95,6 +97,7 @@ class Case(SynchronousTestCase):
         self.receiver = Receiver(
             self.target,
             overrides=Overrides(overwrite=True),
+            tls=self.server_tls,
             runtime=Runtime(self.clock, synchronous, self.systems["dst"]),
         )
         self.arrived = self.receiver.complete()
@@ -107,7 +110,7 @@ class Case(SynchronousTestCase):
         claims.forget_all()  # whoever had the disk before has died with its process
         self.sender = resume(
             self.source.path if self.source.unlinked else self.source,
-            Destination(self.endpoint, uri=URI),
+            Destination(self.endpoint, uri=URI, tls=self.client_tls),
             unlink=self.unlink,
             overrides=Overrides(overwrite=True),
             patience=Patience(retry=True, retry_policy=lambda failures: 1.0),

@@ -1,0 +1,433 @@
+"""TLS above a transport: what is sent when, what waits, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig import ServerTLS
+from blockmig.transport.secure import SecureTransport
+from tests.support.tls import (
+    Authority,
+    Creator,
+    client_tls,
+    make_context,
+    server_tls,
+    world,
+)
+from tests.unit.served import Kernel, SocketDouble
+
+TLS_1_2 = (SSL.TLS1_2_VERSION, SSL.TLS1_2_VERSION)
+
+
+class User:
+    """Notes what happens; and is the protocol of the transport beneath."""
+
+    def __init__(self):
+        self.events = []
+        self.received = b""
+        self.act = lambda: None
+
+    def tls_established(self):
+        self.events.append("established")
+
+    def tls_received(self, data):
+        self.received += data
+        self.act()
+
+    def tls_finished(self):
+        self.events.append("finished")
+
+    def tls_failed(self, failure):
+        self.events.append(str(failure))
+
+    def makeConnection(self, transport):
+        pass
+
+    def dataReceived(self, data):
+        self.secure.receive(data)
+
+    def connectionLost(self, reason):
+        self.secure.lost()
+
+
+class Producer:
+    """Writes pieces while it may."""
+
+    def __init__(self, transport, piece=64 << 10):
+        self.transport = transport
+        self.piece = bytes(piece)
+        self.paused = self.stopped = False
+        self.written = 0
+
+    def produce(self, most=1000):
+        for _ in range(most):
+            if self.paused or self.stopped:
+                return
+            self.transport.write(self.piece)
+            self.written += len(self.piece)
+
+    def pauseProducing(self):
+        self.paused = True
+
+    def resumeProducing(self):
+        self.paused = False
+
+    def stopProducing(self):
+        self.stopped = True
+
+
+class Case(SynchronousTestCase):
+    """Our end is the server; the other end is OpenSSL in the test's hands."""
+
+    def setUp(self):
+        self.make()
+
+    def make(self, server=None, peer=None, room=None):
+        self.clock = Clock()
+        self.user = User()
+        self.socket = SocketDouble(self.clock, room)
+        self.socket.connect(self.user)
+        self.secure = self.user.secure = SecureTransport(
+            self.socket,
+            self.user,
+            (server or world().server).creator(),
+            is_client=False,
+            reactor=self.clock,
+            system=Kernel(None),
+            seen_empty=True,
+        )
+        self.peer = (peer or world().client).creator().clientConnectionForTLS(None)
+        self.peer.set_connect_state()
+
+    def peer_says(self):
+        """What the other end has to say arrives."""
+        try:
+            while True:
+                self.socket.incoming.append(self.peer.bio_read(1 << 16))
+        except SSL.WantReadError:
+            pass
+
+    def peer_hears(self):
+        if self.socket.out:
+            self.peer.bio_write(bytes(self.socket.out))
+            self.socket.out.clear()
+
+    def shake(self):
+        self.secure.start()
+        for _ in range(6):
+            with contextlib.suppress(SSL.WantReadError):
+                self.peer.do_handshake()
+            self.peer_says()
+            self.socket.run()
+            self.peer_hears()
+
+    def hear(self):
+        """What the other end decrypts."""
+        self.peer_hears()
+        data = b""
+        try:
+            while True:
+                data += self.peer.recv(1 << 16)
+        except SSL.WantReadError:
+            return data
+        except SSL.ZeroReturnError:
+            return data + b"<END>"
+
+    def say(self, data):
+        while data:
+            data = data[self.peer.send(data) :]
+        self.peer_says()
+        self.socket.run()
+
+
+class TrafficTests(Case):
+    def setUp(self):
+        super().setUp()
+        self.shake()
+
+    def test_the_handshake_is_announced_once(self):
+        self.assertEqual(["established"], self.user.events)
+
+    def test_the_client_is_known_by_its_certificate(self):
+        subject = self.secure.verified_certificate.get_subject()
+        self.assertEqual("the sender", subject.CN)
+
+    def test_data_passes_both_ways(self):
+        self.say(b"ping" * 50_000)
+        self.assertEqual(b"ping" * 50_000, self.user.received)
+        self.secure.write(b"pong" * 50_000)
+        self.assertEqual(b"pong" * 50_000, self.hear())
+
+    def test_nothing_is_sent_in_plain(self):
+        self.secure.write(b"a secret")
+        self.assertNotIn(b"a secret", bytes(self.socket.out))
+        self.assertEqual(b"a secret", self.hear())
+
+    def test_a_reply_is_on_the_wire_when_write_returns(self):
+        self.user.act = lambda: self.secure.write(b"pong")
+        self.peer.send(b"ping")
+        self.peer_says()
+        self.socket.protocol.dataReceived(self.socket.incoming.popleft())
+        self.assertEqual(b"pong", self.hear())
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_what_was_received_before_something_broken_counts(self):
+        self.peer.send(b"the last words")
+        self.peer_says()
+        self.socket.incoming[-1] += b"\x17\x03\x03\x00\x20" + bytes(32)
+        self.socket.run()
+        self.assertEqual(b"the last words", self.user.received)
+        self.assertIn("was changed on its way", self.user.events[-1])
+
+    def test_after_a_failure_nothing_is_received(self):
+        self.peer.send(b"words")
+        self.peer_says()
+        self.socket.protocol.dataReceived(b"\x17\x03\x03\x00\x20" + bytes(32))
+        self.socket.protocol.dataReceived(self.socket.incoming.popleft())
+        self.assertEqual(b"", self.user.received)
+
+    def test_after_an_abort_nothing_is_received_not_even_what_is_here(self):
+        self.user.act = self.secure.abortConnection
+        self.peer.send(b"one")
+        self.peer_says()
+        one = self.socket.incoming.pop()
+        self.peer.send(b"two")
+        self.peer_says()
+        self.socket.protocol.dataReceived(one)
+        self.socket.protocol.dataReceived(self.socket.incoming.popleft())
+        self.assertEqual(b"one", self.user.received)
+        self.assertTrue(self.socket.aborted)
+
+    def test_nothing_may_be_written_before_the_handshake_is_over(self):
+        self.make()
+        self.assertRaises(RuntimeError, self.secure.write, b"x")
+
+
+class BackPressureTests(Case):
+    def produce(self):
+        producer = Producer(self.secure)
+        self.secure.registerProducer(producer, True)
+        producer.produce()
+        return producer
+
+    def test_a_producer_is_paused_when_the_peer_takes_nothing(self):
+        self.shake()
+        self.socket.room = 100_000
+        producer = self.produce()
+        self.assertTrue(producer.paused)
+        self.assertLessEqual(producer.written, 3 * len(producer.piece))
+
+    def test_it_goes_on_when_the_peer_has_taken_all(self):
+        self.shake()
+        self.socket.room = 100_000
+        producer = self.produce()
+        self.socket.room = None
+        self.socket.run()
+        self.assertFalse(producer.paused)
+
+    def test_a_peer_that_takes_everything_leaves_the_reactor_its_turns(self):
+        self.shake()
+        producer = self.produce()
+        self.assertTrue(producer.paused)
+        self.assertEqual(1 << 20, producer.written)
+        self.clock.advance(0)
+        self.assertFalse(producer.paused)
+
+    def test_the_producer_is_stopped_when_the_connection_is_lost(self):
+        self.shake()
+        producer = self.produce()
+        self.socket.lose()
+        self.assertTrue(producer.stopped)
+
+    def test_to_close_waits_for_the_producer(self):
+        self.shake()
+        producer = Producer(self.secure, 10)
+        self.secure.registerProducer(producer, True)
+        self.secure.loseConnection()
+        producer.produce(1)
+        self.assertFalse(self.socket.closing)
+        self.secure.unregisterProducer()
+        self.assertTrue(self.socket.closing)
+        self.assertEqual(bytes(10) + b"<END>", self.hear())
+
+    def test_much_that_TLS_itself_has_to_say_stops_the_reading(self):
+        """The peer asks without an end, and takes no answer; here with records of our own."""
+        self.shake()
+        self.socket.room = 0
+        for _ in range(20):
+            self.secure.write(bytes(64 << 10))
+        self.assertFalse(self.socket.reading)
+        self.socket.room = None
+        self.socket.run()
+        self.assertTrue(self.socket.reading)
+
+    def test_who_has_paused_the_reading_is_asked_before_it_goes_on(self):
+        self.shake()
+        self.socket.room = 0
+        for _ in range(20):
+            self.secure.write(bytes(64 << 10))
+        self.secure.pauseProducing()
+        self.socket.room = None
+        self.socket.run()
+        self.assertFalse(self.socket.reading)
+        self.secure.resumeProducing()
+        self.assertTrue(self.socket.reading)
+
+
+class EndTests(Case):
+    def setUp(self):
+        super().setUp()
+        self.shake()
+
+    def test_close_notify_is_reported(self):
+        self.peer.send(b"last")
+        self.peer.shutdown()
+        self.peer_says()
+        self.socket.run()
+        self.assertEqual((b"last", "finished"), (self.user.received, self.user.events[-1]))
+
+    def test_after_the_peers_close_notify_it_can_still_be_sent_to(self):
+        self.peer.shutdown()
+        self.peer_says()
+        self.socket.run()
+        self.secure.write(b"the reply")
+        self.assertEqual(b"the reply", self.hear())
+
+    def test_to_close_says_close_notify(self):
+        self.secure.loseConnection()
+        self.assertEqual(b"<END>", self.hear())
+        self.socket.run()
+        self.assertTrue(self.socket.lost)
+
+    def test_the_last_message_and_close_notify_are_one_piece(self):
+        self.secure.finish(b"DISC", half_close=False)
+        self.assertEqual(b"", bytes(self.socket.out))
+        self.assertTrue(self.socket.turn())
+        self.assertEqual(b"DISC<END>", self.hear())
+        self.assertFalse(self.socket.closing)
+
+    def test_after_it_there_is_still_something_received(self):
+        self.secure.finish(b"DISC", half_close=False)
+        self.say(b"a reply")
+        self.assertEqual(b"a reply", self.user.received)
+        self.peer.shutdown()
+        self.peer_says()
+        self.socket.run()
+        self.assertEqual("finished", self.user.events[-1])
+
+    def test_during_the_handshake_to_close_is_to_abort(self):
+        self.make()
+        self.secure.start()
+        self.secure.loseConnection()
+        self.assertTrue(self.socket.aborted)
+
+
+class HandshakeTests(Case):
+    def failure(self):
+        """Why it failed at our end."""
+        with self.assertRaises(SSL.Error):
+            for _ in range(2):
+                self.shake()
+                self.hear()
+        (why,) = self.user.events
+        self.secure.loseConnection()
+        self.socket.run()
+        self.assertTrue(self.socket.lost)
+        return why
+
+    def test_a_chain_of_more_than_32_KiB_does_not_stand_still(self):
+        authority = Authority()
+        own = authority.with_long_chain()
+        self.assertGreater(sum(len(one.public_bytes(Encoding.DER)) for one in own.above), 40_000)
+        self.make(server_tls(own), client_tls(authority))
+        self.shake()
+        self.assertEqual(["established"], self.user.events)
+
+    def test_a_client_without_a_certificate(self):
+        self.make(peer=client_tls(world().authority))
+        self.assertIn("it has shown no certificate", self.failure())
+
+    def test_a_client_of_another_CA(self):
+        other = Authority("another")
+        self.make(peer=client_tls(world().authority, other.signed("the sender")))
+        self.assertIn("its certificate cannot be verified", self.failure())
+
+    def test_an_expired_client(self):
+        expired = world().authority.expired("the sender")
+        self.make(peer=client_tls(world().authority, expired))
+        self.assertIn("its certificate cannot be verified", self.failure())
+
+    def test_a_client_that_does_not_trust_the_server_says_so(self):
+        self.make(peer=client_tls(Authority("another"), world().authority.signed("the sender")))
+        with self.assertRaises(SSL.Error):
+            self.shake()
+        self.peer_says()
+        self.socket.run()
+        self.assertIn("does not know the CA", self.user.events[0])
+
+    def test_versions_that_have_nothing_in_common(self):
+        self.make(
+            server_tls(world().authority.signed(), versions=TLS_1_2),
+            client_tls(world().authority, versions=(SSL.TLS1_3_VERSION, SSL.TLS1_3_VERSION)),
+        )
+        self.assertIn("no TLS version in common", self.failure())
+
+    def test_what_is_not_TLS(self):
+        self.secure.start()
+        self.socket.protocol.dataReceived(b"IHAVEOPT" + bytes(12))
+        self.assertIn("what it sends is not TLS", self.user.events[0])
+
+    def test_words_that_a_policy_has_are_passed_on(self):
+        class Refused(SSL.Error):
+            pass
+
+        def check(*_):
+            raise Refused("that one is not to be trusted")
+
+        authority = world().authority
+        context = make_context(authority.signed(), authority)
+        context.set_verify(SSL.VERIFY_PEER, check)
+        self.make(ServerTLS(lambda: Creator(context, False)))
+        self.assertEqual("that one is not to be trusted", self.failure())
+
+    def test_a_policy_may_verify_as_those_of_Twisted_do(self):
+        class Late(Creator):
+            def serverConnectionForTLS(self, protocol):
+                def info(connection, where, _):
+                    if where & SSL.SSL_CB_HANDSHAKE_DONE:
+                        failure = Failure(ValueError("a name that nobody likes"))
+                        connection.get_app_data().failVerification(failure)
+
+                self._context.set_info_callback(info)
+                return super()._connection(protocol)
+
+        authority = world().authority
+        creator = Late(make_context(authority.signed(), authority), True)
+        self.make(ServerTLS(lambda: creator))
+        self.shake()
+        self.assertEqual(["a name that nobody likes"], self.user.events)
+
+    def test_a_client_cannot_renegotiate(self):
+        self.make(
+            peer=client_tls(world().authority, world().authority.signed("x"), versions=TLS_1_2)
+        )
+        self.shake()
+        self.assertEqual(["established"], self.user.events)
+        self.peer.renegotiate()
+        with self.assertRaises(SSL.Error):
+            for _ in range(3):
+                self.shake_again()
+        self.assertEqual(0, self.secure._connection.total_renegotiations())
+
+    def shake_again(self):
+        with contextlib.suppress(SSL.WantReadError):
+            self.peer.do_handshake()
+        self.peer_says()
+        self.socket.run()
+        self.hear()
