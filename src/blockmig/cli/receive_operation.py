@@ -76,7 +76,7 @@ class ReceiveOperation:
     async def _run(self) -> Summary:
         options = self._options
         warn_of_again(options)
-        self._tls = listener_tls(options, for_each=True)
+        self._tls = listener_tls(options, for_each=True, held=options.certificates)
         control = options["control"]
         if options["replace"]:
             control = await self._replace()
