@@ -21,7 +21,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ..transport.certificates import Role, wall_time
+from ..transport.certificates import Role, parse, wall_time
+from ..transport.certified import held_client_tls
+from ..transport.tls import ClientTLS
 from .authority import USAGES, ca_certificate, certificate_builder, key_usage, pem, pem_of_key
 
 RECEIVER_NAME: Final = "receiver.blockmig.invalid"
@@ -54,6 +56,17 @@ def make_certificates(now: datetime | None = None) -> OneTimeCertificates:
 
     return OneTimeCertificates(
         receiver=signed(RECEIVER_NAME, Role.SERVER), sender=signed(SENDER_NAME, Role.CLIENT)
+    )
+
+
+def sender_tls(text: bytes) -> ClientTLS:
+    """How the end that connects speaks TLS.
+
+    @param text: L{OneTimeCertificates.sender}.
+    @raise TLSFailure: it is not that.
+    """
+    return held_client_tls(
+        parse(text, "the certificates of this move", Role.CLIENT, wall_time()), RECEIVER_NAME
     )
 
 

@@ -89,8 +89,8 @@ SENDER_PARAMETERS: Final = (_CERTIFICATES, _SENDER, _HOSTNAME)
 
 
 STANDARD_INPUT: Final = "-"
-_LARGEST_BUNDLE: Final = 65536
-"""Bytes of what comes by standard input."""
+LARGEST_BUNDLE: Final = 32768
+"""Bytes of certificates that are in no file."""
 
 
 # What is said.
@@ -106,10 +106,10 @@ def certificates_from_input(options: Options) -> bytes | None:
     if sys.stdin is None:
         raise UsageError("--tls-certificates: standard input is closed")
     text = b""
-    while (line := sys.stdin.buffer.readline(_LARGEST_BUNDLE)).strip():
+    while (line := sys.stdin.buffer.readline(LARGEST_BUNDLE)).strip():
         text += line
-        if len(text) > _LARGEST_BUNDLE:
-            raise UsageError(f"--tls-certificates: -: more than {_LARGEST_BUNDLE} bytes came")
+        if len(text) > LARGEST_BUNDLE:
+            raise UsageError(f"--tls-certificates: -: more than {LARGEST_BUNDLE} bytes came")
     return text
 
 
@@ -348,22 +348,47 @@ def client_policy(uri: NBDURI) -> ClientTLS | None:
     return policy
 
 
+def held_policy(uri: NBDURI, text: bytes) -> ClientTLS:
+    """How a connection to C{uri} speaks TLS, with certificates that are in no file.
+
+    @param text: the certificate, its key and the CA's certificate, as PEM.
+    @raise Refused: they cannot be used, or what TLS needs is not installed.
+    """
+    check_extra()
+    from ..errors import Refused  # noqa: PLC0415
+    from ..transport.certificates import Role, parse, wall_time  # noqa: PLC0415
+    from ..transport.certified import held_client_tls  # noqa: PLC0415
+    from ..transport.tls import TLSFailure  # noqa: PLC0415
+
+    try:
+        found = parse(text, "the certificates that came with it", Role.CLIENT, wall_time())
+        return held_client_tls(found, uri.tls_hostname or uri.host)
+    except TLSFailure as error:
+        raise Refused(f"TLS to {uri.place}: {error}") from None
+
+
 def destination_at(
-    uri: Any, make_endpoint: Callable[[Any, Any], Any], reactor: Any, address: str = ""
+    uri: Any,
+    make_endpoint: Callable[[Any, Any], Any],
+    reactor: Any,
+    address: str = "",
+    *,
+    tls: ClientTLS | None = None,
 ) -> Destination:
     """The destination at C{uri}, as records and messages know it, with its TLS.
 
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
     @param address: what it is called; "" for its URI.
+    @param tls: how connections to it speak TLS, where that is not up to its URI.
     @raise Refused: its certificates cannot be used.
     """
     from ..client import Destination  # noqa: PLC0415
 
     if not isinstance(uri, NBDURI):  # a place that is reached in another way
-        return Destination(make_endpoint(reactor, uri), uri.export, address or str(uri))
+        return Destination(make_endpoint(reactor, uri), uri.export, address or str(uri), tls)
     return Destination(
         make_endpoint(reactor, uri),
         uri.export,
         address or str(uri.place),
-        tls=client_policy(uri),
+        tls=tls or client_policy(uri),
     )

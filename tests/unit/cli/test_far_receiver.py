@@ -13,8 +13,9 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.far_receiver import FarFailed, FarReceiver, remote_script
+from blockmig.cli.far_receiver import FarFailed, FarReceiver
 from blockmig.cli.remote_place import RemotePlace
+from blockmig.cli.tunnel import Tunnel, remote_script
 from blockmig.errors import AlreadyDone, GaveUp, LocalFailure, Refused
 
 SECRET = b"not to be seen in any argument"
@@ -84,7 +85,7 @@ class Case(SynchronousTestCase):
             command="sudo blockmig",
             arguments=lambda: ["--file=/x/it's", "--id=one"],
             secret=SECRET,
-            name=self.id()[-16:],
+            way=Tunnel(self.id()[-16:]),
             on_end=self.ends.append,
         )
 
@@ -97,7 +98,7 @@ class Case(SynchronousTestCase):
             one.addErrback(lambda _: None)
 
     def connecting(self):
-        self.waiting.append(Deferred.fromCoroutine(self.far.socket()))
+        self.waiting.append(Deferred.fromCoroutine(self.far.reached()))
         return self.waiting[-1]
 
     @property
@@ -118,7 +119,7 @@ class StartTests(Case):
         self.assertNoResult(connecting)
         self.assertFalse(self.far.listened)
         self.process.event("listening")
-        path = self.successResultOf(connecting)
+        path = self.successResultOf(connecting).socket
         self.assertTrue(self.far.listened)
         directory = os.path.dirname(path)
         self.assertEqual(0o700, os.stat(directory).st_mode & 0o777)
@@ -312,7 +313,7 @@ class CloseTests(Case):
     def test_the_directory_is_removed(self):
         connecting = self.connecting()
         self.process.event("listening")
-        directory = os.path.dirname(self.successResultOf(connecting))
+        directory = os.path.dirname(self.successResultOf(connecting).socket)
         closing = self.closing()
         self.process.end(255)
         self.successResultOf(closing)
@@ -321,13 +322,13 @@ class CloseTests(Case):
     def test_what_one_that_was_killed_has_left_behind_is_used_again(self):
         connecting = self.connecting()
         self.process.event("listening")
-        path = self.successResultOf(connecting)
+        path = self.successResultOf(connecting).socket
         with open(path, "w"):
             pass
         killed, self.far = self.far, self.made("sh")
         connecting = self.connecting()
         self.process.event("listening")
-        again = self.successResultOf(connecting)
+        again = self.successResultOf(connecting).socket
         self.assertEqual(os.path.dirname(path), os.path.dirname(again))
         self.assertEqual([], os.listdir(os.path.dirname(again)))
         self.reactor.processes[0].end(255)
@@ -336,20 +337,20 @@ class CloseTests(Case):
     def test_a_directory_that_others_can_use_is_not_used(self):
         connecting = self.connecting()
         self.process.event("listening")
-        directory = os.path.dirname(self.successResultOf(connecting))
+        directory = os.path.dirname(self.successResultOf(connecting).socket)
         os.chmod(directory, 0o755)
         self.addCleanup(os.rmdir, directory)
         self.far = self.made("sh")
         connecting = self.connecting()
         self.process.event("listening")
-        other = os.path.dirname(self.successResultOf(connecting))
+        other = os.path.dirname(self.successResultOf(connecting).socket)
         self.assertNotEqual(directory, other)
         self.assertEqual(0o700, os.stat(other).st_mode & 0o777)
 
     def test_what_one_has_left_behind_that_was_killed_at_its_end_is_removed(self):
         connecting = self.connecting()
         self.process.event("listening")
-        directory = os.path.dirname(self.successResultOf(connecting))
+        directory = os.path.dirname(self.successResultOf(connecting).socket)
         os.chmod(directory, 0o755)
         self.made("sh").remove_left_behind()
         self.assertTrue(os.path.exists(directory))  # others can use it: it is not ours

@@ -13,6 +13,7 @@ from blockmig.cli.move_live_operation import MoveLiveOperation
 from blockmig.cli.progress import NoDisplay
 from blockmig.control import ControlError, ControlRefused
 from blockmig.errors import ExitStatus, GaveUp, LocalFailure, MigrationError, Refused
+from blockmig.nbd import NBDURI
 from blockmig.runtime import Runtime
 from blockmig.testing import synchronous
 
@@ -32,7 +33,7 @@ class Far:
         self.closed = []
         self.ending = Ending(GaveUp("x"), "stopped there")
 
-    def socket(self):
+    def reached(self):
         self.sockets.append(Deferred())
         return self._wait(self.sockets[-1])
 
@@ -85,8 +86,8 @@ class MoveLiveTests(SynchronousTestCase):
 
     def begun(self, *more):
         self.begin(*more)
-        self.far.sockets[0].callback("/private/nbd")
-        self.far.sockets[1].callback("/private/nbd")  # of what keeps it up
+        self.far.sockets[0].callback(NBDURI(socket="/private/nbd"))
+        self.far.sockets[1].callback(NBDURI(socket="/private/nbd"))  # of what keeps it up
 
     def body(self, resource):
         (body,) = [body for name, body in self.asked if name == resource]
