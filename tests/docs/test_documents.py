@@ -16,8 +16,8 @@ source is gone if and only if ``--unlink`` was given. Blocks tagged ``json event
 the fields that there really are. ``text`` is not run. Blocks tagged ``python`` are; again, what
 stands behind the tag says how:
 
-* ``run=migrate``, ``run=resume``, ``run=check``, ``run=service``, ``run=mirror``: a program, which
-  has a test of its own here, as have the lines of ``run=receive``;
+* ``run=migrate``, ``run=resume``, ``run=check``, ``run=service``, ``run=mirror``, ``run=tls``: a
+  program, which has a test of its own here, as have the lines of ``run=receive``;
 * ``run=web.tac``, ``run=disks.tac``: a file for twistd, likewise;
 * ``file=…``: a module that is there under this name when the document's tests run;
 * ``trial``, ``pytest``: tests, which have to pass, and to fail where that module is broken.
@@ -47,6 +47,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.support.namespaces import OUTSIDE
+from tests.support.tls import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
@@ -708,13 +709,33 @@ def test_the_tests_of_the_documents_pass_and_catch_mistakes(
         assert "FAILED" in run_tests(runner, page, tmp_path / f"wrong-{number}", broken), wrong
 
 
+def test_the_program_that_speaks_TLS_moves_a_disk(tmp_path: Path) -> None:
+    authority = Authority()
+    (tmp_path / "ca-cert.pem").write_bytes(authority.own.pem)
+    for role, name in (("server", "localhost"), ("client", "the sender")):
+        made = authority.signed(name)
+        (tmp_path / f"{role}-cert.pem").write_bytes(made.pem)
+        (tmp_path / f"{role}-key.pem").write_bytes(made.key_pem)
+    source = tmp_path / "source"
+    source.write_bytes(random.Random(8).randbytes(3_000_001))
+    (program,) = [block.text for block in BLOCKS if "run=tls" in block.tags]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(source), str(tmp_path / "copy"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (0, "3000001 bytes moved\n"), done.stderr
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
 def test_every_python_block_is_run() -> None:
     for block in BLOCKS:
         if block.language == "python":
             assert len(block.tags) == 2, block
             assert block.tags[1] in (
                 *("run=receive", "run=migrate", "run=resume", "run=check"),
-                *("run=service", "run=mirror"),
+                *("run=service", "run=mirror", "run=tls"),
                 *("run=web.tac", "run=disks.tac", "file=joined.py", "file=product.py"),
                 *("trial", "pytest"),
             ), block

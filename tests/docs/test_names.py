@@ -18,6 +18,7 @@ DOCUMENTS = [
 ]
 # Names of other people's.
 OTHERS = {"TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"}
+OTHERS |= {"OpenSSL", "IOpenSSLServerConnectionCreator", "IOpenSSLClientConnectionCreator"}
 UNITS = {"MiB", "GiB"}
 
 

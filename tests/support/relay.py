@@ -5,14 +5,29 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Change = Callable[[bool, bytes], bytes]
+"""Called with whether something goes to the server, and with it; returns what is passed on."""
 
 
 class Relay:
-    """CopyPasses every connection on to C{port} on this host."""
+    """Passes every connection on to C{port} on this host.
 
-    def __init__(self, port: int) -> None:
+    @param change: what somebody in the middle does to what passes.
+    @param end_after: bytes after which the streams of all connections end, once, in either
+        direction, and in good order as far as TCP knows; None for never.
+    """
+
+    def __init__(
+        self, port: int, change: Change = lambda _, data: data, end_after: int | None = None
+    ) -> None:
         self.seen = bytearray()
+        self.ended = 0
+        self._change = change
+        self._end_after = end_after
+        self._lock = threading.Lock()
         self._to = port
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -33,16 +48,42 @@ class Relay:
                 continue
             self._open |= {near, far}
             for source, target in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._pump, args=(source, target), daemon=True)
+                pump = (source, target, source is near)
+                thread = threading.Thread(target=self._pump, args=pump, daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
-    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+    def _pump(self, source: socket.socket, target: socket.socket, to_server: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
-                self.seen += data
+                data, over = self._take(self._change(to_server, data))
                 target.sendall(data)
+                if over:
+                    self._end()
             target.shutdown(socket.SHUT_WR)
+
+    def _take(self, data: bytes) -> tuple[bytes, bool]:
+        """What of C{data} is passed on, and whether the streams end behind it."""
+        with self._lock:
+            left = len(data) if self._end_after is None else self._end_after - len(self.seen)
+            over = self._end_after is not None and left <= len(data)
+            if over:
+                data, self._end_after = data[: max(left, 0)], None
+            self.seen += data
+        return data, over
+
+    def _end(self) -> None:
+        """End all streams; what is still said is heard by nobody."""
+        self.ended += 1
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Cut every connection that there is."""
+        for end in list(self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Cut everything that is left."""
@@ -58,9 +99,9 @@ class Relay:
 
 
 @contextlib.contextmanager
-def relay(port: int) -> Iterator[Relay]:
+def relay(port: int, **options: Any) -> Iterator[Relay]:
     """A relay for a while."""
-    made = Relay(port)
+    made = Relay(port, **options)
     try:
         yield made
     finally:

@@ -1,4 +1,4 @@
-"""A client that speaks TLS with a server's connection, byte by byte: OpenSSL in the test's hands."""
+"""A client that speaks TLS with a server, byte by byte: OpenSSL in the hands of the test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blockmig.nbd import ClientTransmission, Reply
 from tests.support.tls import world
 
 from .served import FIXED, SocketDouble, go, option
-from .support import ADDRESS, option_replies
+from .support import ADDRESS, option_replies, request_bytes
 
 STARTTLS = option(5)
 ACK = struct.pack("!QIII", 0x3E889045565A9, 5, 1, 0)
@@ -63,7 +63,8 @@ class TLSPeer:
     def start_tls(self):
         """Until TLS stands, or has failed."""
         self.plain()
-        assert self.say_plain(FIXED + STARTTLS) == ACK
+        answer = self.say_plain(FIXED + STARTTLS)
+        assert answer == ACK
         self.shake()
 
     # TLS.
@@ -123,7 +124,7 @@ class TLSPeer:
 
     def disconnect(self):
         """DISC, and nothing behind it."""
-        self.say(self.wire.request(2)[1])
+        self.say(request_bytes(2))
 
     def end_of_stream(self):
         """TCP's; TLS has said nothing."""

@@ -86,6 +86,12 @@ class _State(Enum):
     CLOSED = "nothing more is sent either"
 
 
+class _NoProtocols:
+    """For creators of Twisted's, which ask here which protocols can be negotiated (ALPN)."""
+
+    wrappedFactory = None
+
+
 @implementer(ITransport, IConsumer, IPushProducer)
 class SecureTransport(LayeredTransport):
     """TLS above a transport.
@@ -100,6 +106,8 @@ class SecureTransport(LayeredTransport):
     @param seen_empty: nothing that was written to C{beneath} before is still to be sent.
     @ivar beneath: the transport, which is to be looked at only.
     """
+
+    factory = _NoProtocols()
 
     def __init__(
         self,

@@ -7,14 +7,14 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig import Exports, Receiver, ServerTLS, TLSFailure
+from blockmig import Exports, GaveUp, Receiver, ServerTLS, TLSFailure, Unconfirmed
 from blockmig.nbd import Command, OptionReply
 from blockmig.runtime import Runtime
-from blockmig.testing import MemoryDisk, synchronous
+from blockmig.testing import ManualThreads, MemoryDisk, synchronous
 from tests.support.tls import Authority, client_tls, server_tls, world
 from tests.unit.secured import ACK, END, STARTTLS, TLSPeer
-from tests.unit.served import FIXED, ServedDisk, ServerFixture, go, option, pattern
-from tests.unit.support import option_replies
+from tests.unit.served import FIXED, Kernel, ServedDisk, ServerFixture, go, option, pattern
+from tests.unit.support import make_plain, option_replies
 
 CONTENT = pattern(4 << 20)
 
@@ -335,6 +335,77 @@ class TimeTests(Case):
         self.clock.advance(3600)
         peer.run()
         self.assertTrue(peer.open)
+
+
+class ReceiverTests(SynchronousTestCase):
+    """A migration of another program's, whose last words are DISC."""
+
+    def setUp(self):
+        self.clock = Clock()
+        self.threads = ManualThreads()
+        self.disk = MemoryDisk(8192)
+        self.receiver = Receiver(
+            self.disk,
+            tls=world().server,
+            runtime=Runtime(self.clock, self.threads, Kernel(self.disk)),
+        )
+        make_plain(self.receiver)
+        self.peer = peer = TLSPeer(self.receiver.factory(), self.clock)
+        self.complete = self.receiver.complete()
+        peer.start_tls()
+        peer.go()
+        self.ask(Command.WRITE, 0, 8192, b"x" * 8192)
+        self.work()
+
+    def ask(self, command, offset=0, length=0, payload=b""):
+        _, header = self.peer.wire.request(command, offset, length)
+        self.peer.say(header + payload)
+
+    def work(self):
+        for _ in range(20):
+            self.threads.run()
+            self.peer.run()
+
+    def broken(self):
+        """Something that is no record of the client's."""
+        self.peer.socket.incoming.append(b"\x17\x03\x03\x00\x20" + bytes(32))
+        self.peer.run()
+
+    def end_badly(self):
+        self.peer.end_of_stream()
+
+    def check(self, complete):
+        self.work()
+        self.peer.socket.lose()
+        self.work()
+        if complete:
+            self.assertEqual(8192, self.successResultOf(self.complete).bytes)
+        else:
+            self.assertNoResult(self.complete)
+            self.receiver.stop()
+            self.work()
+            self.failureResultOf(self.complete, Unconfirmed, GaveUp)
+
+    def test_a_DISC_counts_whatever_comes_behind_it(self):
+        """While something is still being done for the client."""
+        for end in (ReceiverTests.broken, ReceiverTests.end_badly):
+            self.setUp()
+            self.ask(Command.FLUSH)
+            self.peer.disconnect()
+            end(self)
+            self.check(True)
+
+    def test_without_DISC_nothing_is_complete(self):
+        for end in (ReceiverTests.broken, ReceiverTests.end_badly, lambda self: None):
+            self.setUp()
+            self.ask(Command.FLUSH)
+            end(self)
+            self.check(False)
+
+    def test_close_notify_is_no_DISC(self):
+        self.peer.tls.shutdown()
+        self.peer.flush()
+        self.check(False)
 
 
 class ExportsTests(Case):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig import ServerTLS
+from blockmig import ClientTLS, ServerTLS
 from blockmig.transport.secure import SecureTransport
 from tests.support.tls import (
     Authority,
@@ -278,6 +282,59 @@ class BackPressureTests(Case):
         self.assertFalse(self.socket.reading)
         self.secure.resumeProducing()
         self.assertTrue(self.socket.reading)
+
+
+class KeyUpdates:
+    """Encrypts records of TLS 1.3 that ask for new keys, of which OpenSSL's API sends none.
+
+    @param lines: what OpenSSL has logged of the client's keys.
+    """
+
+    def __init__(self, lines):
+        (line,) = [line for line in lines if line.startswith(b"CLIENT_TRAFFIC_SECRET_0")]
+        self.secret = bytes.fromhex(line.split()[2].decode())
+        self.number = 0
+
+    def _expand(self, label, length):
+        label = b"tls13 " + label
+        info = struct.pack("!HB", length, len(label)) + label + b"\0"
+        return HKDFExpand(hashes.SHA384(), length, info).derive(self.secret)
+
+    def record(self):
+        """One more: each is encrypted with the keys that the one before it has announced."""
+        inner = b"\x18\0\0\1\1" + b"\x16"  # KeyUpdate, update_requested; a handshake message
+        header = struct.pack("!BHH", 23, 0x303, len(inner) + 16)
+        nonce = self._expand(b"iv", 12)
+        data = AESGCM(self._expand(b"key", 32)).encrypt(nonce, inner, header)
+        self.secret = self._expand(b"traffic upd", 48)
+        return header + data
+
+
+class KeyUpdateTests(Case):
+    def setUp(self):
+        lines = []
+        context = make_context(world().authority.signed("x"), world().authority)
+        context.set_keylog_callback(lambda _, line: lines.append(line))
+        self.make(peer=ClientTLS(lambda: Creator(context, True)))
+        self.shake()
+        self.assertEqual("TLS_AES_256_GCM_SHA384", self.peer.get_cipher_name())
+        self.updates = KeyUpdates(lines)
+
+    def test_one_is_answered(self):
+        for _ in range(2):  # OpenSSL answers when more is read, or written
+            self.socket.protocol.dataReceived(self.updates.record())
+        self.assertEqual(["established"], self.user.events)
+        self.assertGreater(len(self.socket.out), 20)
+
+    def test_those_who_ask_for_keys_and_take_none_are_read_no_more(self):
+        """Each asks for an answer; what waits does not grow with their number."""
+        self.socket.room = 0
+        told = 0
+        while self.socket.reading and not self.socket.closing:
+            self.socket.protocol.dataReceived(b"".join(self.updates.record() for _ in range(500)))
+            told += 500
+            self.assertLess(told, 50_000)
+        self.assertLess(self.secure._below.pending_bytes, 600_000)
 
 
 class EndTests(Case):
