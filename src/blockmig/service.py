@@ -182,7 +182,7 @@ class _Ports:
         if opened:
             status = part.status()
             for port in self.listening:
-                uris, _ = listening_uris(port, status["export"])
+                uris, _ = listening_uris(port, status["export"], tls=part.requires_tls)
                 for uri in uris:
                     _log.info(
                         "listening on {uri} for {disk}",

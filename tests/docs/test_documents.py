@@ -4,8 +4,8 @@
 A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag says where and how:
 
 * ``on=source`` and ``on=destination``: on that host, a folder of its own in place of
-  /var/lib/images and /run; a 20 GiB disk is there on the source at the start of each section.
-  192.0.2.7 becomes a loopback address that no other test has.
+  /var/lib/images, /run and /etc/pki; a 20 GiB disk is there on the source at the start of each
+  section. 192.0.2.7 becomes a loopback address that no other test has.
 * ``wait``: in the background; has to end with status 0 when the section's other blocks are done.
 * ``server``, ``tunnel``: in the background; has to live until then, and is stopped.
 * ``look``: changes nothing; a section of nothing else moves no disk.
@@ -158,13 +158,20 @@ class Hosts:
         self.reference = reference
         self.address = f"127.{random.randint(10, 250)}.{os.getpid() % 250}.{random.randint(2, 250)}"
         for host in ("source", "destination"):
-            for place in ("images", "run", "home"):
+            for place in ("images", "run", "home", "pki"):
                 (folder / host / place).mkdir(parents=True)
         (folder / "bin").mkdir()
         ssh = folder / "bin" / "ssh"
         ssh.write_text(f"#!{sys.executable}{SSH}")
         ssh.chmod(0o755)
         self.source = folder / "source" / "images" / "web.img"
+        # Hosts are folders here, and /etc/pki is a folder in each.
+        scp = folder / "bin" / "scp"
+        scp.write_text(
+            '#!/bin/bash\nset -eu\n[ "$1" = -pr ] && [[ "$3" = root@*:* ]]\n'
+            'far=${3#*:}\ncp -pr "$2" "${far/\\/source\\//\\/destination\\/}"\n'
+        )
+        scp.chmod(0o755)
         write_disk(self.source)
 
     def environment(self, host: str) -> dict[str, str]:
@@ -178,6 +185,7 @@ class Hosts:
         place = self.folder / block.host
         text = block.text.replace("/var/lib/images", str(place / "images"))
         text = text.replace("/run/", f"{place}/run/").replace("192.0.2.7", self.address)
+        text = text.replace("/etc/pki/", f"{place}/pki/")
         return subprocess.Popen(
             ["bash", "-euc", text],
             cwd=place / "home",

@@ -19,6 +19,7 @@ DOCUMENTS = [
 # Names of other people's.
 OTHERS = {"TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"}
 OTHERS |= {"OpenSSL", "IOpenSSLServerConnectionCreator", "IOpenSSLClientConnectionCreator"}
+OTHERS |= {"ExecReload", "LoadCredential"}
 UNITS = {"MiB", "GiB"}
 
 

@@ -261,6 +261,36 @@ def test_bad_certificates_are_refused_before_anything_is_touched(
     assert not (room / "copy").exists()
 
 
+def test_what_was_done_already_needs_no_certificates(
+    processes: Processes, room: Path, disk: Path, pki: Path
+) -> None:
+    """The same commands exit with 0 when they are run again, though these have expired since."""
+    receiver = start(processes, "receive", room / "copy", pki, "--allow-name", "web2")
+    own = ("--tls-certificates", pki / "web2")
+    assert send(processes, disk, receiver.uri, *own).status == 0
+    assert receiver.wait() == 0
+    for key in pki.rglob("*-key.pem"):
+        key.unlink()
+    again = send(processes, disk, receiver.uri, *own)
+    assert again.status == 0, again.stderr
+    again = processes.run(*receiver.arguments)
+    assert again.status == 0, again.stderr
+
+
+def test_a_port_that_others_can_reach_is_warned_of_unless_they_need_a_certificate(
+    processes: Processes, disk: Path, pki: Path
+) -> None:
+    every = "tcp:0:interface=0.0.0.0"
+    server = start(processes, "serve", disk, pki, listen=every)
+    (exposed,) = server.events("exposed")
+    assert "without certificates of clients (--tls-verify-peer)" in exposed["message"]
+    assert exposed["uri"].startswith("nbds://")
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    server = start(processes, "serve", disk, pki, "--tls-verify-peer", listen=every)
+    assert not server.events("exposed")
+
+
 def test_with_TLS_on_both_kinds_of_clients_are_served(
     processes: Processes, disk: Path, pki: Path
 ) -> None:

@@ -26,7 +26,8 @@ class Options(usage.Options):
     synopsis = "blockmig mirror --control PATH URI [options]"
     longdesc = (
         "Move the disk of a running `blockmig serve` to the NBD server at URI "
-        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as seen from the server) "
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, as seen from the server; with "
+        "TLS nbds and nbds+unix) "
         "while clients go on using it. What they write meanwhile is sent again, until so little is "
         "left that the hand-off can begin: the clients' requests are held for a moment, the rest "
         "is sent, and the source is retired: deleted (--unlink), or marked as migrated.\n\n"

@@ -34,7 +34,13 @@ from ..nbd import NBDURI, BadURI, parse_uri
 from ..runtime import Runtime
 from ..server import Server
 from ..storage import DiskRefused
-from .tls import LARGEST_BUNDLE, destination_at, held_policy, with_certificates
+from .tls import (
+    LARGEST_BUNDLE,
+    check_client,
+    destination_at,
+    held_policy,
+    with_certificates,
+)
 
 _log = Logger()
 
@@ -171,13 +177,12 @@ class MirrorManager:
         )
 
     def _destination(self, uri: NBDURI, address: str = "", held: bytes = b"") -> Destination:
-        return destination_at(
-            with_certificates(uri, self._certificates),
-            self._make_endpoint,
-            self._runtime.reactor,
-            address,
-            tls=held_policy(uri, held) if held else None,
-        )
+        uri = with_certificates(uri, self._certificates)
+        policy = held_policy(uri, held) if held else None
+        found = destination_at(uri, self._make_endpoint, self._runtime.reactor, address, tls=policy)
+        if policy is None:
+            check_client(uri, found.tls)
+        return found
 
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
         if isinstance(result, Failure):

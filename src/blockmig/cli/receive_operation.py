@@ -76,7 +76,11 @@ class ReceiveOperation:
     async def _run(self) -> Summary:
         options = self._options
         warn_of_again(options)
-        self._tls = listener_tls(options, for_each=True, held=options.certificates)
+        try:
+            self._tls = listener_tls(options, for_each=True, held=options.certificates)
+        except Refused:
+            self._check_records()  # what was received already needs no certificates
+            raise
         control = options["control"]
         if options["replace"]:
             control = await self._replace()

@@ -38,11 +38,11 @@ class Options(usage.Options):
     synopsis = "blockmig send DISK URI [options]"
     longdesc = (
         "Send DISK, a raw image or block device, to the NBD server at URI "
-        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH). When all of it is durable "
-        "there, DISK is retired: deleted (--unlink), or marked as migrated. If the connection is "
-        "lost, the migration starts again from the beginning (see --give-up-after). If the command "
-        "is interrupted after DISK was retired, run it again to finish; nothing is copied "
-        "twice.\n\n"
+        "(nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH; with TLS nbds and nbds+unix). "
+        "When all of it is durable there, DISK is retired: deleted (--unlink), or marked as "
+        "migrated. If the connection is lost, the migration starts again from the beginning (see "
+        "--give-up-after). If the command is interrupted after DISK was retired, run it again to "
+        "finish; nothing is copied twice.\n\n"
         "SIGINT (Ctrl-C), SIGTERM or SIGHUP (the end of the terminal or ssh session) stops it: use "
         "systemd-run, tmux or nohup for a long migration."
     )

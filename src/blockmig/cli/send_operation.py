@@ -20,7 +20,7 @@ from ..transport import ClientTLS, client_endpoint
 from .logs import warn_of_again
 from .progress import Display
 from .send import SendingOptions
-from .tls import destination_at
+from .tls import check_client, destination_at
 
 
 class SendOperation:
@@ -67,6 +67,7 @@ class SendOperation:
                 self._running = finisher
                 return await finisher.run()
             assert source.disk is not None
+            check_client(self._options.uri, self._destination().tls)
             await self._check(source.disk)
             return await self._send(source.disk)
         finally:

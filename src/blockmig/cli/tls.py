@@ -327,25 +327,34 @@ def _held_tls(text: bytes, options: Options, verified: bool) -> ListenerTLS:
 def client_policy(uri: NBDURI) -> ClientTLS | None:
     """How a connection to C{uri} speaks TLS; None where it does not.
 
-    @raise Refused: the certificates cannot be used, or what TLS needs is not installed.
+    @raise Refused: what TLS needs is not installed.
     """
     if not uri.tls:
         return None
     check_extra()
-    from ..errors import Refused  # noqa: PLC0415
     from ..transport.certified import client_tls  # noqa: PLC0415
-    from ..transport.tls import TLSFailure  # noqa: PLC0415
 
-    policy = client_tls(
+    return client_tls(
         uri.certificates,
         uri.tls_hostname or uri.host,
         verify_peer=uri.verify_peer is not False,
     )
+
+
+def check_client(uri: NBDURI, policy: ClientTLS | None) -> None:
+    """Check that our certificates can be used now, before anything begins.
+
+    @raise Refused: they cannot.
+    """
+    if policy is None:
+        return
+    from ..errors import Refused  # noqa: PLC0415
+    from ..transport.tls import TLSFailure  # noqa: PLC0415
+
     try:
         policy.creator()
     except TLSFailure as error:
         raise Refused(f"TLS to {uri.place}: {error}") from None
-    return policy
 
 
 def held_policy(uri: NBDURI, text: bytes) -> ClientTLS:
@@ -377,10 +386,10 @@ def destination_at(
 ) -> Destination:
     """The destination at C{uri}, as records and messages know it, with its TLS.
 
-    @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
-    @param address: what it is called; "" for its URI.
-    @param tls: how connections to it speak TLS, where that is not up to its URI.
-    @raise Refused: its certificates cannot be used.
+        @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
+        @param address: what it is called; "" for its URI.
+        @param tls: how connections to it speak TLS, where that is not up to its URI.
+    @raise Refused: what TLS needs is not installed.
     """
     from ..client import Destination  # noqa: PLC0415
 

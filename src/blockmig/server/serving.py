@@ -245,6 +245,12 @@ class Server:
         return self._factory
 
     @property
+    def requires_tls(self) -> bool:
+        """Whether nobody is served without TLS."""
+        tls = self._factory.settings.tls
+        return tls is not None and tls.required
+
+    @property
     def state(self) -> str:
         """C{serving}, C{holding}, C{relaying}, C{stopping} or C{stopped}."""
         if self._life.state == LifeState.ENDED:

@@ -167,7 +167,10 @@ def allow_names(allowed: Collection[str]) -> Callable[[Any], str]:
     def refusal(certificate: Any) -> str:
         if certificate is None:
             return "it shows no certificate"
-        own = names_of(certificate.to_cryptography())
+        try:
+            own = names_of(certificate.to_cryptography())
+        except Exception:  # OpenSSL takes what cryptography does not
+            return "its certificate is malformed"
         if names.isdisjoint(own):
             return f"its certificate is for {_list(own)}, which is not on the list of names"
         return ""
@@ -179,9 +182,11 @@ def peer_name(certificate: crypto.X509 | None) -> str:
     """Whom a verified certificate names, for the log and for people; "" where there is none."""
     if certificate is None:
         return ""
-    for name in names_of(certificate.to_cryptography()):
-        return clean(name)
-    return name_of(certificate.to_cryptography().subject)
+    try:
+        own = certificate.to_cryptography()
+        return clean(names_of(own)[0]) if names_of(own) else name_of(own.subject)
+    except Exception:  # OpenSSL takes what cryptography does not
+        return "somebody whose certificate is malformed"
 
 
 def client_tls(
@@ -300,21 +305,29 @@ def _verifier(
     """What OpenSSL calls for each certificate of a chain, from the CA's to the other end's own."""
 
     def verify(_: SSL.Connection, one: crypto.X509, error: int, depth: int, good: int) -> bool:
-        certificate = one.to_cryptography()
-        if error in _UNKNOWN_CA and not good:
-            issuer = name_of(certificate.issuer)
-            raise PeerRefused(f"{whose} is not signed by a CA in our ca-cert.pem, but by {issuer}")
-        if not good:
-            words = _WORDS.get(error, f"cannot be verified (X.509 error {error})")
-            which = f"{whose} ({shown(certificate)})"
-            if depth:
-                which = f"the certificate {shown(certificate)}, by which {whose} is signed,"
-            raise PeerRefused(f"{which} {words}")
-        if depth == 0:
-            check(certificate)
+        try:
+            if not good:
+                raise PeerRefused(_why_not(whose, one.to_cryptography(), error, depth))
+            if depth == 0:
+                check(one.to_cryptography())
+        except PeerRefused:
+            raise
+        except Exception:  # a stranger may show what OpenSSL takes and cryptography does not
+            raise PeerRefused(f"{whose} is malformed") from None
         return True
 
     return verify
+
+
+def _why_not(whose: str, certificate: x509.Certificate, error: int, depth: int) -> str:
+    """What OpenSSL has found wrong with a certificate of a chain."""
+    if error in _UNKNOWN_CA:
+        issuer = name_of(certificate.issuer)
+        return f"{whose} is not signed by a CA in our ca-cert.pem, but by {issuer}"
+    words = _WORDS.get(error, f"cannot be verified (X.509 error {error})")
+    if depth:
+        return f"the certificate {shown(certificate)}, by which {whose} is signed, {words}"
+    return f"{whose} ({shown(certificate)}) {words}"
 
 
 def _list(names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 from pathlib import Path
 from unittest import mock
@@ -16,6 +17,7 @@ from blockmig.cli.authority import Authority, Host, authority_in, parse_host
 from blockmig.errors import LocalFailure, Refused
 from blockmig.transport.certificates import Role, load, names_of, wall_time
 from blockmig.transport.certified import ServerCertificates, client_tls, peer_name
+from blockmig.transport.tls import TLSFailure
 from tests.support.pki import make_hosts
 from tests.unit.transport.test_certified import shake
 
@@ -81,6 +83,18 @@ class AuthorityTests(SynchronousTestCase):
         (folder,) = self.make(name)
         own = load(str(folder), Role.CLIENT, wall_time(), authorities=True).chain[0]
         self.assertEqual([name], names_of(own))
+
+    def test_a_certificate_is_for_one_role(self):
+        (folder,) = self.make("here")
+        for role, other in ((Role.SERVER, Role.CLIENT), (Role.CLIENT, Role.SERVER)):
+            mixed = Path(self.mktemp())
+            shutil.copytree(folder, mixed)
+            for name in ("certificate", "key"):
+                shutil.copy(folder / getattr(other, name), mixed / getattr(role, name))
+            error = self.assertRaises(
+                TLSFailure, load, str(mixed), role, wall_time(), authorities=True
+            )
+            self.assertIn(f"may not be used by a {role}", str(error))
 
     def test_keys_are_for_their_owner_only(self):
         folders = self.make("here")

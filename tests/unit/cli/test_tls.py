@@ -14,6 +14,7 @@ from blockmig.cli.commands import parse
 from blockmig.cli.mirror_request import request_body
 from blockmig.cli.tls import (
     ListenerTLS,
+    check_client,
     client_policy,
     destination_at,
     endpoint_of,
@@ -189,7 +190,9 @@ class PolicyTests(Case):
 
     def test_bad_certificates_of_a_sender_are_refused_at_once(self):
         (self.there / "client-key.pem").chmod(0o644)
-        error = self.assertRaises(Refused, self.client, "nbds://here/x?tls-hostname=here")
+        uri = parse_uri("nbds://here/x?tls-hostname=here")
+        policy = self.client(str(uri))
+        error = self.assertRaises(Refused, check_client, uri, policy)
         self.assertIn("TLS to nbds://here:10809/x: ", str(error))
         self.assertIn("chmod 600", str(error))
 

@@ -271,6 +271,12 @@ class Receiver:
         """Whose its connections are (L{IConnectionOwner}); to ask for it begins nothing."""
         return self._factory
 
+    @property
+    def requires_tls(self) -> bool:
+        """Whether nobody is served without TLS."""
+        tls = self._factory.settings.tls
+        return tls is not None and tls.required
+
     def factory(self) -> IProtocolFactory:
         """The factory to listen with; the same one each time, so that several ports may use it.
 
