@@ -184,15 +184,15 @@ def test_strangers_are_refused_at_the_port(
     stranger = random_image(room / "stranger", 9 * MIB + 5, seed=2)
     move = server.move(source, room / "copy", "--max-rate", "4M")
     host, port = where(move)
-    plain = processes.run("nbdinfo", f"nbd://{host}:{port}")
-    assert plain.status != 0
-    for uri in (
-        f"nbds://{host}:{port}?tls-certificates={own}&tls-verify-peer=0",
-        f"nbds://{host}:{port}?tls-verify-peer=0",
-        f"nbd://{host}:{port}",
-    ):
+    assert processes.run("nbdinfo", f"nbd://{host}:{port}").status != 0
+    for uri, words in {
+        f"nbds://{host}:{port}?tls-certificates={own}&tls-verify-peer=0": "does not know the CA",
+        f"nbds://{host}:{port}?tls-verify-peer=0": "wants a certificate",
+        f"nbd://{host}:{port}": "requires TLS",
+    }.items():
         sent = processes.run(BLOCKMIG, "send", stranger, uri, "--overwrite")
         assert sent.status == 1, sent.stderr
+        assert words in sent.stderr
     assert move.wait() == 0, move.stderr
     assert digest(room / "copy") == digest(source)
     assert len(move.events("attempt")) == 1

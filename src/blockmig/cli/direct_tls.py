@@ -17,7 +17,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet import defer
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from ..client import ClientFailed, NBDClient
@@ -175,9 +176,7 @@ class DirectTLS:
         saying.addTimeout(REACH_TIMEOUT, reactor)
         try:
             await saying
-        except CancelledError:
-            raise
-        except TimeoutError:
+        except defer.TimeoutError:
             return f"no answer within {REACH_TIMEOUT:g} s"
         except ClientFailed as error:
             return str(error).removeprefix("cannot connect to the destination: ").rstrip(".")

@@ -36,8 +36,8 @@ class NoWay(Refused):
     @ivar why: without what to do about it, which the message has as well.
     """
 
-    def __init__(self, why: str, advice: str) -> None:
-        super().__init__(f"{why}: {advice}")
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(f"{why}: {advice}" if advice else why)
         self.why = why
 
 
