@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from tests.support.moving import (
 from tests.support.pki import make_hosts
 from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
 from tests.support.sshd import HOST, SSHServer
+from twisted.internet import reactor
+
+from blockmig.cli.direct_tls import NO_ADDRESS, DirectTLS
+from blockmig.runtime import Runtime
 
 MARK = b"the mark of this disk, which nobody on the way may see " * 20
 WITHOUT_TLS = (
@@ -290,6 +295,30 @@ def test_a_host_without_pyOpenSSL_is_named(
     move = server.move(source, room / "copy", "--data", "auto")
     assert move.wait() == 0, move.stderr
     assert len(move.events("fallback")) == 1
+
+
+@pytest.mark.parametrize(
+    ("connection", "listens"),
+    [
+        ("192.0.2.1 40000 192.0.2.7 22", "--listen=192.0.2.7:7"),
+        ("2001:db8::1 40000 2001:db8::7 22", "--listen=[2001:db8::7]:7"),
+        ("", None),
+    ],
+)
+def test_the_shell_there_knows_where_ssh_has_come(connection: str, listens: str | None) -> None:
+    script = DirectTLS(Runtime.of(reactor), "web2", None, 7).script("echo", ["--id=it's"])
+    ran = subprocess.run(
+        ["/bin/sh", "-c", script],
+        env={"SSH_CONNECTION": connection},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listens is None:
+        assert (ran.returncode, ran.stdout) == (NO_ADDRESS, "")
+    else:
+        words = f"receive {listens} --tls-certificates=- --tls-verify-peer --id=it's\n"
+        assert (ran.returncode, ran.stdout) == (0, words)
 
 
 # Whatever ends.

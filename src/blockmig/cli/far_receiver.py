@@ -306,6 +306,11 @@ class FarReceiver:
         self.when_reached.resolve(None)
         return uri
 
+    @property
+    def was_reached(self) -> bool:
+        """Whether the way has ever led to a receiver."""
+        return self.when_reached.is_known
+
     async def ended(self) -> None:
         """Return when the receiver that is there now has ended."""
         if self._session is not None:

@@ -10,7 +10,7 @@ from typing import Final
 
 from twisted.logger import Logger
 
-from ..errors import Summary
+from ..errors import MigrationError, Summary
 from ..runtime import Runtime
 from .move import Options
 from .move_operation import MoveOperation
@@ -30,21 +30,28 @@ class MoveChoice:
         self._runtime = runtime
         self._display = display
         self._move: MoveOperation | None = None
+        self._stopped = False
 
     async def run(self) -> Summary:
         *others, last = ways(self._options["data"])
         for kind in others:
+            move = self._made(kind)
             try:
-                return await self._by(kind)
-            except NoWay as error:
-                log_next(error)
-        return await self._by(last)
+                return await move.run()
+            except MigrationError as error:
+                # A move that is finished only ends with what it knows of that, not with the way.
+                why = error if isinstance(error, NoWay) else move.no_way
+                if why is None or self._stopped:
+                    raise
+                log_next(why)
+        return await self._made(last).run()
 
-    async def _by(self, kind: Data) -> Summary:
+    def _made(self, kind: Data) -> MoveOperation:
         self._move = MoveOperation(self._options, self._runtime, self._display, kind)
-        return await self._move.run()
+        return self._move
 
     def stop(self, why: str) -> None:
+        self._stopped = True
         if self._move is not None:
             self._move.stop(why)
 

@@ -47,7 +47,7 @@ from .far_receiver import Ending, FarEndpoint, FarReceiver
 from .move import Options
 from .progress import Display
 from .send_operation import SendOperation
-from .way import Data, FarFailed, make_way
+from .way import Data, FarFailed, NoWay, make_way
 
 _log = Logger()
 
@@ -98,6 +98,12 @@ class MoveOperation:
         if isinstance(outcome, Summary):
             return outcome
         return await self._concluded(outcome, ending)
+
+    @property
+    def no_way(self) -> NoWay | None:
+        """Why the data does not go this way; None if it does, or that is not known."""
+        there = self._far.verdict
+        return there if isinstance(there, NoWay) and not self._far.was_reached else None
 
     def stop(self, why: str) -> None:
         self._stop_reason = why

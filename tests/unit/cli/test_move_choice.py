@@ -11,7 +11,7 @@ from blockmig.cli.commands import parse
 from blockmig.cli.move_choice import MoveChoice
 from blockmig.cli.progress import NoDisplay
 from blockmig.cli.way import Data, NoWay
-from blockmig.errors import GaveUp, MigrationError, Refused, Summary
+from blockmig.errors import GaveUp, MigrationError, Refused, Summary, Unconfirmed
 from blockmig.runtime import Runtime
 from blockmig.testing import synchronous
 
@@ -25,6 +25,7 @@ class Move:
     def __init__(self, options, runtime, display, kind):
         self.kind = kind
         self.end = Deferred()
+        self.no_way = None
         self.stopped = []
         self.stop = self.stopped.append
 
@@ -77,6 +78,20 @@ class ChoiceTests(SynchronousTestCase):
                 self.moves[0].end.errback(end)
                 self.failureResultOf(self.result, MigrationError)
             self.assertEqual([Data.TLS], self.kinds)
+
+    def test_a_finisher_that_did_not_get_there_goes_by_the_next_way(self):
+        self.begin("--data", "auto")
+        self.moves[0].no_way = NO_WAY
+        self.moves[0].end.errback(Unconfirmed("the source is retired"))
+        self.assertEqual([Data.TLS, Data.SSH], self.kinds)
+
+    def test_nothing_is_begun_after_a_stop(self):
+        self.begin("--data", "auto")
+        self.choice.stop("stopped by SIGINT")
+        self.moves[0].no_way = NO_WAY
+        self.moves[0].end.errback(GaveUp("stopped by SIGINT"))
+        self.failureResultOf(self.result, GaveUp)
+        self.assertEqual([Data.TLS], self.kinds)
 
     def test_a_stop_is_for_the_one_that_goes_on(self):
         self.begin("--data", "auto")
