@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -443,3 +444,29 @@ def test_a_served_disk_is_moved_whatever_is_killed(
     assert served.wait() == 0, served.stderr
     assert server.move(source, room / "copy").wait() == 0
     assert digest(room / "copy") == before
+
+
+def test_a_retired_source_is_finished_by_the_way_that_leads_there(
+    processes: Processes, server: SSHServer, room: Path, source: Path
+) -> None:
+    assert server.move(source, room / "copy").wait() == 0
+    # As if both ends had died when the source was retired.
+    path, there = Path(f"{source}.MIGRATED"), room / "copy.RECEIVED"
+    record = json.loads(path.read_text())
+    record.update(confirmed="", record="MIGRATING", phase="copied")
+    Path(f"{source}.MIGRATING").write_text(json.dumps(record))
+    record["record"] = "MIGRATED"
+    path.write_text(json.dumps(record))
+    received = json.loads(there.read_text())
+    received.update(confirmed="", record="INCOMPLETE", phase="copied")
+    (room / "copy.INCOMPLETE").write_text(json.dumps(received))
+    there.unlink()
+    said_to_listen_at(server, closed_port())
+    move = server.move(source, room / "copy")
+    assert move.wait() == 5, move.stderr
+    assert "its port for the data" in message(move)
+    move = server.move(source, room / "copy", "--data", "auto")
+    assert move.wait() == 0, move.stderr
+    assert not move.events("attempt")
+    assert json.loads(path.read_text())["confirmed"]
+    assert inspected(processes, room / "copy") == "canonical"
