@@ -224,6 +224,32 @@ def test_a_port_that_is_not_reached_ends_it_with_a_word(
     assert not receivers(room / "copy")
 
 
+def test_a_port_that_is_not_reached_is_tried_again_if_asked(
+    server: SSHServer, room: Path, source: Path
+) -> None:
+    said_to_listen_at(server, closed_port())
+    move = server.move(source, room / "copy", "--retry", "--give-up-after", "2")
+    assert move.wait() == 4
+    assert "its port for the data" in move.stderr
+    assert not move.events("attempt")
+    assert len(processes_with(str(room / "copy"))) == 0
+
+
+def test_a_stop_while_the_port_says_nothing_is_prompt(
+    server: SSHServer, room: Path, source: Path
+) -> None:
+    with socket.create_server((HOST, 0)) as silent:
+        said_to_listen_at(server, silent.getsockname()[1])
+        move = server.move(source, room / "copy")
+        connection, _ = silent.accept()
+        move.signal(signal.SIGINT)
+        assert move.wait() == 4
+        connection.close()
+    assert not move.events("not-reached")  # which would have been 10 seconds later
+    assert f"{source} was not retired and is the canonical copy" in message(move)
+    assert not (room / "copy").exists()
+
+
 def test_with_auto_it_goes_through_ssh_then(server: SSHServer, room: Path, source: Path) -> None:
     said_to_listen_at(server, closed_port())
     move = server.move(source, room / "copy", "--data", "auto")

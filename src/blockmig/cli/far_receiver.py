@@ -296,11 +296,12 @@ class FarReceiver:
         await session.listening.wait()
         try:
             uri = await self._way.reach()
-        except FarFailed as error:
-            self.last_failure = str(error)
-            raise
-        except MigrationError as error:
-            self._refuse(error)
+        except (FarFailed, MigrationError) as error:
+            _log.debug("{why}", event="not-reached", why=str(error))
+            if isinstance(error, MigrationError):
+                self._refuse(error)
+            else:
+                self.last_failure = str(error)
             raise
         self.last_failure = ""
         self.when_reached.resolve(None)
