@@ -25,6 +25,7 @@ from tests.support.moving import (
     move_live,
     processes_with,
     receivers,
+    sshds_of,
 )
 from tests.support.pki import make_hosts
 from tests.support.processes import BLOCKMIG, FULL, Processes, Running, until
@@ -380,6 +381,29 @@ def test_what_has_died_is_started_again(
     assert move.wait() == 0, move.stderr
     assert digest(room / "copy") == digest(source)
     assert len(move.events("attempt")) > 1
+
+
+def test_a_receiver_that_was_left_behind_gives_its_port_away(
+    server: SSHServer, room: Path, source: Path
+) -> None:
+    port = closed_port()
+    move = server.move(source, room / "copy", "--max-rate", "1M", "--data-port", port)
+    move.wait_event("attempt")
+    (old,) = until(lambda: receivers(room / "copy"))
+    # Its sshd does not notice that nobody is there any more: it is stopped.
+    parents = sshds_of(old)
+    for pid in parents:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        move.kill()
+        again = server.move(source, room / "copy", "--data-port", port)
+        assert again.wait() == 0, again.stderr
+        assert where(again) == (HOST, port)
+        assert [one for one in again.events("far") if "ended the receiver" in one["message"]]
+    finally:
+        for pid in parents:
+            os.kill(pid, signal.SIGCONT)
+    assert digest(room / "copy") == digest(source)
 
 
 @pytest.mark.parametrize("kind", ["deleted", "device"])
