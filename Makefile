@@ -10,18 +10,19 @@ DEMO_NEEDS := mke2fs:e2fsprogs e2fsck:e2fsprogs
 TEST_NEEDS := $(DEMO_NEEDS) losetup:mount mount:mount qemu-img:qemu-utils qemu-io:qemu-utils \
     qemu-nbd:qemu-utils nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdsh:python3-libnbd nbdkit:nbdkit \
     nbd-server:nbd-server nbdfuse:libnbd-bin fio:fio strace:strace ip:iproute2 prlimit:util-linux setpriv:util-linux \
-    mkfs.ext4:e2fsprogs fstrim:util-linux nsenter:util-linux sshd:openssh-server ssh:openssh-client
+    mkfs.ext4:e2fsprogs fstrim:util-linux nsenter:util-linux systemd-analyze:systemd sshd:openssh-server ssh:openssh-client
 PROOF_NEEDS := $(TEST_NEEDS) qemu-system-x86_64:qemu-system-x86 busybox:busybox-static \
     debugfs:e2fsprogs '/usr/lib/*/faketime/libfaketime.so.1:libfaketime' \
     '/boot/vmlinuz-*-cloud-amd64:linux-image-cloud-amd64'
 
-.PHONY: help demo test interpreters proof lint bench clean
+.PHONY: help demo test fuzz interpreters proof lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [DISK=PATH]  migrate a disk between two processes, and prove it"
 	@echo "make test              the tests, and a few cases of each proof (6 minutes on two cores)"
 	@echo "make proof             the hand-off, by brute force, and what tests take long (over an hour)"
+	@echo "make fuzz [SECONDS=S]  feed the product what nobody would write, for S seconds in all (60)"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
 	@echo "make interpreters      the unit tests under other Pythons, with old and new dependencies"
 	@echo "make bench             beside nbdcopy, qemu-img, nbdkit, qemu-nbd, nbd-server (an hour)"
@@ -51,6 +52,12 @@ proof: .venv/test
 	    tests/proof/test_model.py
 	$(BIN)/python -m pytest -s tests/proof --ignore tests/proof/test_model.py
 
+# TARGETS="server uri ..." takes some of them; SEED=0 takes others each time.
+SECONDS := 60
+SEED := 1
+fuzz: .venv/test .venv/fuzz
+	$(BIN)/python -m tests.fuzz $(TARGETS) --seconds $(SECONDS) --seed $(SEED)
+
 # PYTHONS="/opt/python/bin/python3.15 ..." adds to those that are on PATH.
 interpreters:
 	$(PYTHON) scripts/interpreters.py $(PYTHONS)
@@ -64,6 +71,7 @@ lint: .venv/test .venv/lint
 bench: .venv/test
 	@scripts/need $(TEST_NEEDS)
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/tls.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/mirroring.py
@@ -72,7 +80,7 @@ bench: .venv/test
 
 clean:
 	rm -rf .venv .demo .interpreters build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache \
-	    .hypothesis _trial_temp* src/twisted/plugins/dropin.cache
+	    .hypothesis .fuzz _trial_temp* src/twisted/plugins/dropin.cache
 
 .venv/bin/python:
 	@echo "making .venv (once)"
@@ -90,4 +98,11 @@ clean:
 .venv/test .venv/lint: .venv/%: pyproject.toml .venv/package
 	@echo "installing what $* needs into .venv"
 	@$(BIN)/pip install -qq --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+# Not every Python has an atheris; to build it would need all of LLVM.
+.venv/fuzz: pyproject.toml .venv/package
+	@echo "installing what fuzz needs into .venv"
+	@$(BIN)/pip install -qq --disable-pip-version-check --only-binary atheris -e ".[fuzz]" \
+	    || echo "make: there is no atheris for this Python: inputs will be changed blindly"
 	@touch $@

@@ -40,13 +40,14 @@ if TYPE_CHECKING:
     from .migration.source.resume import resume
     from .migration.source.sender import Sender
     from .runtime import Runtime, go_by_monotonic_clock
-    from .server import Exports, Relay, Server
+    from .server import AllowList, Exports, Relay, Server
     from .storage import BlockDisk, FileDisk, open_disk
     from .transport import ClientTLS, ServerTLS, TLSFailure
 
 __version__ = "0.1.0"
 
 _MODULES: Final = {
+    "AllowList": "server",
     "AlreadyDone": "errors",
     "BlockDisk": "storage",
     "CheckItem": "migration.check.report",
@@ -86,6 +87,7 @@ _MODULES: Final = {
 }
 
 __all__ = [
+    "AllowList",
     "AlreadyDone",
     "BlockDisk",
     "CheckItem",

@@ -60,7 +60,7 @@ from .migration.source.resume import resume
 from .migration.source.sender import Sender
 from .nbd import parse_uri
 from .runtime import Runtime
-from .server import Exports, RefusedConnection, Server
+from .server import AllowList, Exports, RefusedConnection, Server
 from .transport import (
     CannotListen,
     client_endpoint,
@@ -122,6 +122,7 @@ class _Ports:
     @param endpoints: where to listen, each with its description.
     @param shared: where to be added.
     @param failed: called if listening fails after L{open} has returned.
+    @param allow: who may connect to the ports of its own; None for everybody.
     @ivar listening: the ports that are open.
     """
 
@@ -131,6 +132,7 @@ class _Ports:
         endpoints: Sequence[tuple[str, IStreamServerEndpoint]],
         shared: Sequence[Exports],
         failed: Callable[[Failure], None],
+        allow: AllowList | None = None,
     ) -> None:
         self.listening: list[IListeningPort] = []
         self._reactor = reactor
@@ -138,6 +140,9 @@ class _Ports:
         self._shared = shared
         self._failed = failed
         self._factory = ServiceFactory()
+        self._guarded: IProtocolFactory = self._factory
+        if allow is not None:
+            self._guarded = allow.guard(self._factory, reactor.seconds)
         self._opening: Deferred[bool | None] | None = None
         self._closing: Deferred[None] | None = None
 
@@ -157,7 +162,7 @@ class _Ports:
     async def _listen(self) -> bool | None:
         for text, endpoint in self._endpoints:
             try:
-                port = await listen(self._reactor, endpoint, self._factory, text)
+                port = await listen(self._reactor, endpoint, self._guarded, text)
             except CannotListen as error:
                 raise Refused(str(error)) from None
             self.listening.append(port)
@@ -589,9 +594,11 @@ class _ListeningService(_PartService[Part, T]):
         disk: DiskOrOpener,
         where: Sequence[Where],
         make: Callable[[IDisk], Part],
+        allow: AllowList | None,
         reactor: Any,
     ) -> None:
         super().__init__(disk, make)
+        self._allow = allow
         if not where:
             raise ValueError("it needs at least one endpoint to listen on, or Exports")
         self._reactor = reactor = Runtime.of(reactor).reactor
@@ -609,7 +616,7 @@ class _ListeningService(_PartService[Part, T]):
         return [] if ports is None else list(ports.listening)
 
     def _ports(self, run: _Run[Part, T]) -> _Ports:
-        return _Ports(self._reactor, self._endpoints, self._shared, run.fail)
+        return _Ports(self._reactor, self._endpoints, self._shared, run.fail, self._allow)
 
 
 class ReceiverService(_ListeningService[Receiver, Summary]):
@@ -621,6 +628,8 @@ class ReceiverService(_ListeningService[Receiver, Summary]):
     @param where: endpoints, or their descriptions (C{"tcp:10809:interface=127.0.0.1"}); L{Exports}
         to be one of several exports on a port.
     @param make: makes the L{Receiver} of the disk, such as C{partial(Receiver, export="web")}.
+    @param allow: who may connect to its endpoints; None for everybody. Not for L{Exports}, whose
+        port is yours.
     @param reactor: to listen with; None for the global one.
     """
 
@@ -629,9 +638,10 @@ class ReceiverService(_ListeningService[Receiver, Summary]):
         disk: DiskOrOpener,
         *where: Where,
         make: Callable[[IDisk], Receiver] = Receiver,
+        allow: AllowList | None = None,
         reactor: Any = None,
     ) -> None:
-        super().__init__(disk, where, make, reactor)
+        super().__init__(disk, where, make, allow, reactor)
 
     @property
     def receiver(self) -> Receiver | None:
@@ -656,6 +666,8 @@ class ServerService(_ListeningService[Server, None]):
     @param disk: what to serve: as for L{ReceiverService}.
     @param where: as for L{ReceiverService}.
     @param make: makes the L{Server} of the disk, such as C{partial(Server, export="web")}.
+    @param allow: who may connect to its endpoints; None for everybody. Not for L{Exports}, whose
+        port is yours.
     @param reactor: to listen with; None for the global one.
     """
 
@@ -664,9 +676,10 @@ class ServerService(_ListeningService[Server, None]):
         disk: DiskOrOpener,
         *where: Where,
         make: Callable[[IDisk], Server] = Server,
+        allow: AllowList | None = None,
         reactor: Any = None,
     ) -> None:
-        super().__init__(disk, where, make, reactor)
+        super().__init__(disk, where, make, allow, reactor)
 
     @property
     def server(self) -> Server | None:

@@ -88,6 +88,7 @@ class SystemCalls:
     open = staticmethod(os.open)
     close = staticmethod(os.close)
     stat = staticmethod(os.stat)
+    lstat = staticmethod(os.lstat)
     fstat = staticmethod(os.fstat)
     fstatvfs = staticmethod(os.fstatvfs)
     lseek = staticmethod(os.lseek)
@@ -174,6 +175,19 @@ class SystemCalls:
         # Python follows the link in /proc only if it is given a directory's descriptor; which one
         # does not matter to an absolute path.
         os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is anything at C{path}, if only a link that leads nowhere.
+
+        Unlike L{os.path.lexists}, which takes whatever fails for absent.
+
+        @raise OSError: that cannot be found out.
+        """
+        try:
+            self.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def sync_directory(self, path: str) -> None:
         """Make the entries of the directory C{path} survive a power failure."""

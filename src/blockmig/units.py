@@ -38,6 +38,29 @@ def format_duration(seconds: float) -> str:
     return f"{days} d {hours} h"
 
 
-def printable(value: object) -> str:
-    """C{value} as text without control characters: others choose some of what is printed."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+LONGEST_TEXT: Final = 4096
+"""Characters of somebody else's text that are shown: a path has no more."""
+
+_LEFT_OUT: Final = " … "
+
+
+def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
+    """C{text}, or its beginning and its end, if it has more characters than C{longest}."""
+    if len(text) <= longest:
+        return text
+    half = (longest - len(_LEFT_OUT)) // 2
+    return text[:half] + _LEFT_OUT + text[-half:]
+
+
+def printable(value: object, longest: int = LONGEST_TEXT) -> str:
+    """C{value} as text for people: one line, not too long, and nothing that a terminal obeys.
+
+    For all that others have chosen: peers, other processes, records, names of files. Control
+    characters, and what changes the direction of writing, become question marks.
+
+    @param longest: characters, of which those in the middle are left out where there are more.
+    """
+    text = shortened(str(value), longest)
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

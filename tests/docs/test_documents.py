@@ -5,11 +5,14 @@ A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag 
 
 * ``on=source`` and ``on=destination``: on that host, a folder of its own in place of
   /var/lib/images, /run and /etc/pki; a 20 GiB disk is there on the source at the start of each
-  section. 192.0.2.7 becomes a loopback address that no other test has.
+  section. 192.0.2.7 becomes a loopback address that no other test has, and 192.0.2.4, its client,
+  127.0.0.1.
 * ``wait``: in the background; has to end with status 0 when the section's other blocks are done.
 * ``server``, ``tunnel``: in the background; has to live until then, and is stopped.
 * ``look``: changes nothing; a section of nothing else moves no disk.
 * ``install``: from a copy of this repository.
+* ``on=systemd``: one block after the other on a host of its own with a systemd, as root; before one
+  that is also tagged ``sent``, a disk is sent there.
 
 After each section with a disk in it, the destination's disk is compared with the source's, and the
 source is gone if and only if ``--unlink`` was given. Blocks tagged ``json events=…`` have to show
@@ -46,11 +49,13 @@ from urllib.request import urlopen
 
 import pytest
 
+from tests.support.disks import random_image
 from tests.support.namespaces import OUTSIDE
+from tests.support.systemd import systemd_host
 from tests.support.tls import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 DOCUMENTS = [*(ROOT / page for page in PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 GIB = 1 << 30
 SIZE = 20 * GIB
@@ -141,7 +146,11 @@ def read_blocks(document: Path) -> Iterator[Block]:
 
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
-SECTIONS = list(dict.fromkeys((b.document, b.section) for b in SHELL if "install" not in b.tags))
+SECTIONS = list(
+    dict.fromkeys(
+        (b.document, b.section) for b in SHELL if not {"install", "on=systemd"} & set(b.tags)
+    )
+)
 
 
 def write_disk(path: Path) -> None:
@@ -190,6 +199,7 @@ class Hosts:
         text = block.text.replace("/var/lib/images", str(place / "images"))
         text = text.replace("/run/", f"{place}/run/").replace("192.0.2.7", self.address)
         text = text.replace("/etc/pki/", f"{place}/pki/")
+        text = text.replace("192.0.2.4", "127.0.0.1")  # from there the kernel connects to it
         return subprocess.Popen(
             ["bash", "-euc", text],
             cwd=place / "home",
@@ -326,6 +336,27 @@ def test_the_installation_instructions_work(block: Block, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"blockmig \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_the_commands_for_systemd_work(tmp_path: Path) -> None:
+    blocks = [block for block in SHELL if "on=systemd" in block.tags]
+    assert len(blocks) == 6
+    with systemd_host(tmp_path, units=False) as there:
+        random_image(there.path("/root/web.img"), 1 << 20)
+        pki = "/opt/blockmig/bin/blockmig certificates pki web1 127.0.0.1; mkdir -p /etc/pki"
+        there.checked("bash", "-euc", f"cd /root; {pki}; cp -r pki/127.0.0.1 /etc/pki/blockmig")
+        for block in blocks:
+            if "sent" in block.tags:
+                send = "/opt/blockmig/bin/blockmig send --id web-7 /root/web.img nbd://127.0.0.1"
+                there.checked(*send.split())
+                there.wait_for("blockmig-receive@web.service", "ActiveState", "inactive")
+            text = block.text.replace("192.0.2.0/24", "127.0.0.0/8")
+            text = text.replace("192.0.2.7", "127.0.0.1").replace("192.0.2.4", "127.0.0.1")
+            text = f"cd {ROOT}; PATH=/opt/blockmig/bin:$PATH; {text}"
+            there.checked("bash", "-euc", text)
+        there.checked("nbdinfo", "nbds://127.0.0.1/?tls-certificates=/root/pki/web1")
+        found = there.show("blockmig-receive@web.service", "Environment")
+        assert "/run/credentials/blockmig-receive@web.service/secret" in found
 
 
 def program(kind: str, folder: Path) -> list[str]:
@@ -757,7 +788,7 @@ def test_every_command_of_the_documents_is_tagged() -> None:
     commands = re.compile(r"^\$? ?(blockmig|twistd?|nbdcopy|nbdkit|qemu-\w+|ssh|make|perf) ", re.M)
     for block in BLOCKS:
         if block.language == "sh":
-            assert set(block.tags) & {"install", "on=source", "on=destination"}, block
+            assert set(block.tags) & {"install", "on=source", "on=destination", "on=systemd"}, block
         else:
             assert block.language in ("json", "python", "text", "mermaid"), block
             assert not commands.search(block.text), block

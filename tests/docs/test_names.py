@@ -14,12 +14,16 @@ SOURCE = ROOT / "src" / "blockmig"
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "performance.md"),
 ]
 # Names of other people's.
-OTHERS = {"TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"}
-OTHERS |= {"OpenSSL", "IOpenSSLServerConnectionCreator", "IOpenSSLClientConnectionCreator"}
-OTHERS |= {"ExecReload", "LoadCredential"}
+OTHERS = {
+    *("TypeMachineBuilder", "AllowStreamLocalForwarding", "ControlMaster", "RemoteCommand"),
+    *("LoadCredential", "MemoryDenyWriteExecute", "ReadWritePaths", "SupplementaryGroups"),
+    *("ExecReload", "TimeoutStartSec"),
+    *("OpenSSL", "IOpenSSLServerConnectionCreator", "IOpenSSLClientConnectionCreator"),
+}
 UNITS = {"MiB", "GiB"}
 
 

@@ -323,11 +323,23 @@ def never_negotiates(scene: Scene) -> None:
     time.sleep(0.2)
 
 
+def keep_asking(scene: Scene, text: bytes, seconds: float) -> None:
+    """Push options; somebody who asks without an end is cut off, and comes again."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        connection = scene.connect()
+        with contextlib.suppress(ConnectionError), connection:
+            connection.sendall(wire.FLAGS + wire.option(8))
+            scene.push(connection, text, left)
+
+
 def option_flood(scene: Scene) -> None:
     for text in (wire.option(3) * 4000, wire.option(99) * 4000, wire.option(7) * 4000):
-        connection = scene.connect()
-        connection.sendall(wire.FLAGS)
-        scene.push(connection, text, AS_LONG_AS / 3)
+        keep_asking(scene, text, AS_LONG_AS / 3)
+    with scene.connect() as connection:
+        connection.sendall(wire.FLAGS + wire.option(99) * 256)
+        answers = scene.drain(connection)
+    assert 255 * 20 < answers < 256 * 100, "it is cut off by then"
 
 
 def huge_options(scene: Scene) -> None:
@@ -346,9 +358,7 @@ def meta_context_flood(scene: Scene) -> None:
     most = struct.pack("!II", 0, 16000) + bytes(4 * 16000)
     for data, count in ((struct.pack("!II", 0, 0), 3000), (long, 50), (most, 50)):
         for number in (9, 10):
-            connection = scene.connect()
-            connection.sendall(wire.FLAGS + wire.option(8))
-            scene.push(connection, wire.option(number, data) * count, AS_LONG_AS / 6)
+            keep_asking(scene, wire.option(number, data) * count, AS_LONG_AS / 6)
 
 
 def drips(scene: Scene) -> None:

@@ -389,7 +389,7 @@ def test_an_address_that_is_not_on_this_host_is_retried(processes: Processes, ro
     began = time.monotonic()
     command = receive_command(
         room / "new",
-        *("--size", 5000, "--give-up-after", 3.5),
+        *("--size", 5000, "--give-up-after", 3.5, "--insecure"),
         listen="tcp:0:interface=192.0.2.1",
     )
     traced = processes.run("strace", "-f", "-e", "trace=bind", "-o", room / "trace", *command)
@@ -415,7 +415,9 @@ def address(text: str) -> Iterator[None]:
 
 def test_an_address_that_is_added_later_is_listened_on(processes: Processes, room: Path) -> None:
     command = receive_command(
-        room / "new", "--size", 5000, "--log-format", "json", listen="tcp:0:interface=192.0.2.77"
+        room / "new",
+        *("--size", 5000, "--log-format", "json", "--insecure"),
+        listen="tcp:0:interface=192.0.2.77",
     )
     receiver = processes.start(*command)
     until(lambda: "trying again" in receiver.stderr)
@@ -455,7 +457,9 @@ def test_a_signal_ends_a_receiver_that_cannot_listen(
     processes: Processes, room: Path, number: int
 ) -> None:
     receiver = processes.start(
-        *receive_command(room / "new", "--size", 5000, listen="tcp:0:interface=192.0.2.1")
+        *receive_command(
+            room / "new", "--size", 5000, "--insecure", listen="tcp:0:interface=192.0.2.1"
+        )
     )
     until(lambda: "trying again" in receiver.stderr)
     receiver.signal(number)

@@ -115,7 +115,7 @@ def test_a_control_socket_answers_and_is_removed_at_the_end(
         ("GET", "/none", None, 404, "there is no '/none'"),
         ("POST", "/status", {}, 405, "GET only"),
         ("POST", "/refuse", "me", 409, "not me"),
-        ("POST", "/echo", "x" * 10_000_000, 413, "at most 65536 bytes"),
+        ("POST", "/echo", "x" * 10_000_000, 413, "at most 1048576 bytes"),
     ):
         with pytest.raises(ControlRefused, match=words) as caught:
             ask(str(path), method, resource, body)

@@ -164,7 +164,7 @@ TABLE: tuple[tuple[str, int, str], ...] = (
     (
         "send disk nbds://host/?tls-psk-file=keys",
         1,
-        "tls-psk-file: pre-shared keys are not supported: use tls-certificates=DIR (see `blockmig "
+        "tls-psk-file: pre-shared keys are not supported: use tls-certificates (see `blockmig "
         "send --help`)",
     ),
     (

@@ -212,7 +212,7 @@ def test_stubborn_clients_do_not_delay_the_stop_for_ever(processes: Processes, d
 def test_a_signal_before_the_server_listens_exits_with_status_4(
     processes: Processes, disk: Path
 ) -> None:
-    command = serve_command(disk, "--listen", "tcp:0:interface=192.0.2.1")
+    command = serve_command(disk, "--listen", "tcp:0:interface=192.0.2.1", "--insecure")
     running = processes.start(*command)
     until(lambda: "trying again" in running.stderr)
     running.signal(signal.SIGTERM)
@@ -356,7 +356,7 @@ def test_bad_usage_is_refused_with_the_reason(processes: Processes, disk: Path) 
 def test_an_address_that_others_can_reach_is_warned_of(
     processes: Processes, disk: Path, read_only: bool
 ) -> None:
-    options = ["--listen", "tcp:0:interface=0.0.0.0", "--log-format", "json"]
+    options = ["--listen", "tcp:0:interface=0.0.0.0", "--log-format", "json", "--insecure"]
     options += ["--read-only"] * read_only
     running = processes.start(*serve_command(disk, *options))
     warning = running.wait_event("exposed")
@@ -741,7 +741,7 @@ def test_readiness_is_notified_only_once_the_server_listens(
 ) -> None:
     """And not at all if it cannot listen."""
     manager = Manager(processes)
-    where = ("--listen", "tcp:0:interface=192.0.2.1")
+    where = ("--listen", "tcp:0:interface=192.0.2.1", "--insecure")
     running = manager.start(*serve_command(disk, *where))
     until(lambda: "trying again" in running.stderr)
     assert not any("READY" in message for message in manager.heard())

@@ -179,7 +179,8 @@ class Case:
         row, mark = self.row, self.room / "cut"
         receiver = self.processes.start(
             *(BLOCKMIG, "receive", "--file", self.copy, "--size", SIZE, "--id", "night"),
-            *("--listen", f"tcp:{PORT}:interface=10.9.0.2", "--log-format", "json"),
+            *("--listen", f"tcp:{PORT}:interface=10.9.0.2", "--allow", "10.9.0.0/24"),
+            *("--log-format", "json"),
             prefix=("--", *self.hosts.inside(1)),
         )
         receiver.wait_event("listening")
@@ -243,7 +244,7 @@ class Case:
             self.row.wrong.append("the disk is not there")
 
 
-_QUIET: Final = ("progress", "log", "listening", "exposed", "migrating", "pass", "id")
+_QUIET: Final = ("progress", "log", "listening", "allowed", "migrating", "pass", "id")
 
 
 def words(running: Running, began: float) -> list[Said]:

@@ -28,10 +28,11 @@ HAS_FLAGS, READ_ONLY, SEND_DF = 1, 2, 128
 MAXIMUM_PAYLOAD = 32 << 20
 MOST_EXTENTS = 1 << 20
 
-EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED, LIST_META, SET_META = 1, 2, 3, 6, 7, 8, 9, 10
+EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED = 1, 2, 3, 5, 6, 7, 8
+LIST_META, SET_META = 9, 10
 ACK, SERVER, INFORMATION, META_CONTEXT = 1, 2, 3, 4
 OPTION_ERRORS = range(2**31 + 1, 2**31 + 11)
-UNSUP, INVALID, TOO_BIG = 2**31 + 1, 2**31 + 3, 2**31 + 9
+UNSUP, POLICY, INVALID, TOO_BIG = 2**31 + 1, 2**31 + 2, 2**31 + 3, 2**31 + 9
 
 NONE, OFFSET_DATA, OFFSET_HOLE, BLOCK_STATUS, ERROR, ERROR_OFFSET = 0, 1, 2, 5, 2**15 + 1, 2**15 + 2
 CHUNKS = {
@@ -368,10 +369,12 @@ class _Decoder:
             if last != ACK:
                 said.contexts = {}
             said.context_export = data[4 : 4 + len(mine)]
-        known = (ABORT, LIST, INFO, GO, STRUCTURED, LIST_META, SET_META)
+        known = (ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META)
         if option not in known:
             allowed = {UNSUP, TOO_BIG} if len(data) > 4096 else {UNSUP}
             _hold("unknown option", last in allowed, hex(last))
+        if option == STARTTLS:
+            _hold("STARTTLS", last == POLICY, f"{hex(last)}, of a server without TLS")
         if option == ABORT:
             _hold("ABORT", last == ACK, hex(last))
 

@@ -454,7 +454,7 @@ class Peer:
 
     def __init__(self, server, clock, kernel=None, structured=True, room=None, oldstyle=False):
         self.clock = clock
-        self.transport = SocketDouble(clock, room)
+        self.transport = SocketDouble(clock, None if structured is not None else room)
         if kernel is not None:
             kernel.transport = self.transport
         self.connection = server.factory().buildProtocol(ADDRESS)
@@ -468,9 +468,8 @@ class Peer:
             hello += option(8) + option(10, meta(server.export.encode(), b"base:allocation"))
         if not oldstyle:
             self.transport.incoming.append(hello + go(server.export.encode()))
-        limit, self.transport.room = self.transport.room, None
         self.run()
-        self.transport.room = limit
+        self.transport.room = room
         self.handshake = bytes(self.transport.out)
         self.transport.out.clear()
 

@@ -21,13 +21,14 @@ ARROWS = {
     "units": "",
     "claims": "errors",
     "lives": "errors",
-    "nbd": "",
+    "nets": "",
+    "nbd": "units",
     "runtime": "syscalls",
     "storage": "interfaces syscalls",
     "transport": "interfaces syscalls nbd",
     "client": "syscalls runtime nbd transport",
     "server": (
-        "interfaces syscalls claims lives runtime nbd storage transport client "
+        "interfaces syscalls claims lives runtime nbd nets storage transport client "
         "migration.disk migration.records"
     ),
     "migration.policy": "",
@@ -60,7 +61,7 @@ ARROWS = {
     ),
     "control": "transport",
     "cli": (
-        "interfaces syscalls errors units lives runtime nbd storage transport client server "
+        "interfaces syscalls errors units lives runtime nbd nets storage transport client server "
         "control migration.policy migration.identity migration.in_use migration.records "
         "migration.source migration.check migration.destination migration.mirror"
     ),

@@ -12,10 +12,11 @@ from twisted.trial.unittest import SynchronousTestCase
 import blockmig
 
 NAMES = """
-    AlreadyDone BlockDisk CheckItem CheckReport CheckResult ClientTLS Converge Destination
-    ExitStatus Exports FileDisk Finisher GaveUp Identity InUse LocalFailure MigrationError Mirror
-    Overrides Patience Receiver Refused Relay Runtime Sender Server ServerTLS Summary TLSFailure
-    Unconfirmed check_migration examine go_by_monotonic_clock open_disk resume verdict_of
+    AllowList AlreadyDone BlockDisk CheckItem CheckReport CheckResult ClientTLS Converge
+    Destination ExitStatus Exports FileDisk Finisher GaveUp Identity InUse LocalFailure
+    MigrationError Mirror Overrides Patience Receiver Refused Relay Runtime Sender Server ServerTLS
+    Summary TLSFailure Unconfirmed check_migration examine go_by_monotonic_clock open_disk resume
+    verdict_of
 """
 DOCS = Path(__file__).parents[2] / "docs"
 

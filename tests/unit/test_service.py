@@ -19,6 +19,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from blockmig import (
+    AllowList,
     AlreadyDone,
     Destination,
     ExitStatus,
@@ -191,6 +192,21 @@ class ServerServiceTests(Case):
         self.assertIsNone(service.server)
         self.nobody_listens()
         self.nothing_left()
+
+    def test_an_allow_list_says_who_may_connect(self):
+        allow = AllowList([])
+        service = ServerService(
+            self.opener(), self.where(), make=self.make_server, allow=allow, reactor=self.clock
+        )
+        service.startService()
+        self.failureResultOf(self.connecting("server"))
+        allow.replace(None)
+        client = self.client()
+        self.assertEqual(DATA[:10], self.network.result(client.read(0, 10)))
+        self.assertEqual(1, allow.replace([]))
+        self.network.pump()
+        self.assertTrue(client.lost)
+        self.assertEqual(1, allow.refused)
 
     def test_the_port_is_closed_first_and_the_disk_last(self):
         self.threads = threads = ManualThreads()

@@ -7,6 +7,7 @@ import os
 from typing import ClassVar
 
 from ..errors import ExitStatus, MigrationError
+from ..units import printable
 from . import common, usage
 from .usage import Flag, Parameter
 
@@ -76,11 +77,15 @@ def run(options: Options) -> int:
         usage.complain(error)
         return error.status
     usage.show(
-        f"{options['disk']} is the canonical copy: accepted by {accepted.by}, {accepted.changed}"
+        printable(
+            f"{options['disk']} is the canonical copy: accepted by {accepted.by}, "
+            f"{accepted.changed}"
+        )
     )
     if accepted.identified:
         record = record_of(accepted.source, Kind.MIGRATING)
-        usage.show(f"if there is a {record} on {accepted.source.host}, it can be removed")
+        host = accepted.source.host
+        usage.show(printable(f"if there is a {record} on {host}, it can be removed"))
     return ExitStatus.DONE
 
 

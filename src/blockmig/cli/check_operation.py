@@ -15,6 +15,7 @@ from ..migration.identity import Identity
 from ..migration.policy import Overrides
 from ..runtime import Runtime
 from ..transport import client_endpoint
+from ..units import printable
 from .logs import warn_of_again
 from .send import SendingOptions
 from .tls import destination_at
@@ -81,7 +82,7 @@ class CheckOperation:
         if as_json:
             self._print(json.dumps(self._as_json(report, destination.uri)))
         else:
-            self._print(report.conclusion)
+            self._print(printable(report.conclusion))
         return ExitStatus.DONE if report.can_begin else ExitStatus.REFUSED
 
     def _as_json(self, report: CheckReport, destination: str) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class CheckOperation:
         return {"disk": self._options["file"], "destination": destination, **found}
 
     def _tell(self, item: CheckItem) -> None:
-        self._print(f"{item.result:<8} {item.message}")
+        self._print(printable(f"{item.result:<8} {item.message}"))
 
     def _print(self, line: str) -> None:
         """Print a line at once: the next one may take seconds.

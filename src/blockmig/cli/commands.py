@@ -63,6 +63,7 @@ COMMANDS: Final = (
     Command("mirror", "mirror", "Move the disk of a running `serve` while clients use it."),
     Command("break", "break_", "Cancel the mirror of a running `serve`.", ("cancel",)),
     Command("rate", "rate", "Change the rate limit of a running mirror.", ("set-rate",)),
+    Command("acl", "acl", "Show or change who may connect to a running command."),
     Command("status", "status", "Show what a running `serve` or `receive` is doing."),
     Command("inspect", "inspect", "Show which copy of a disk is the canonical one."),
     Command("accept", "accept", "Declare a received disk the canonical copy."),

@@ -9,12 +9,20 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ..nbd import NBDURI, parse_uri
 from .usage import Flag, Group, Options, Parameter, UsageError, parse_value
-from .values import one_of, parse_bytes, parse_linger, parse_seconds, parse_some_seconds
+from .values import (
+    one_of,
+    parse_bytes,
+    parse_linger,
+    parse_network,
+    parse_seconds,
+    parse_some_seconds,
+    parse_user,
+)
 
 _LONGEST_SECRET: Final = 4096
 """Bytes."""
@@ -98,6 +106,34 @@ LISTEN: Final = Parameter(
     default_text="the sockets that systemd passed, or else 127.0.0.1:10809",
     group=Group.WHERE,
 )
+ALLOW: Final = Parameter(
+    "allow",
+    "Let only clients from CIDR connect: an address (192.0.2.4, 2001:db8::4) or a network "
+    "(192.0.2.0/24, 2001:db8::/64). May be given several times. It is for every address that is "
+    "listened on, 127.0.0.1 as well, and not for UNIX sockets. `blockmig acl` changes it.",
+    parse_network,
+    repeated=True,
+    metavar="CIDR",
+    default_text="everybody",
+    group=Group.WHERE,
+)
+ALLOW_UID: Final = Parameter(
+    "allow-uid",
+    "Let only processes of the user UID, a number or a name, connect to UNIX sockets. May be given "
+    "several times. With other users than root and the one that runs this command a socket gets "
+    "mode 666, unless the endpoint string says which (unix:/run/blockmig.sock:mode=660).",
+    parse_user,
+    repeated=True,
+    metavar="UID",
+    default_text="whoever may open the socket's file",
+    group=Group.WHERE,
+)
+INSECURE: Final = Flag(
+    "insecure",
+    "Listen at addresses that other machines can reach, although neither TLS nor --allow says who "
+    "may connect: everybody there may use the disk.",
+    group=Group.WHERE,
+)
 OLDSTYLE: Final = Flag(
     "oldstyle", "Speak the oldstyle NBD handshake, for old clients.", group=Group.WHERE
 )
@@ -144,8 +180,9 @@ OVERWRITE: Final = Flag(
 
 CONTROL: Final = Parameter(
     "control",
-    "Create a control socket (a UNIX socket) at PATH, for `blockmig status` and, with `serve`, for "
-    "`blockmig mirror`, `rate` and `break`.",
+    "Create a control socket (a UNIX socket) at PATH, for `blockmig status` and `acl` and, with "
+    "`serve`, for `blockmig mirror`, `rate` and `break`. Only root and the user who runs this "
+    "command can use it.",
     parse_path,
     metavar="PATH",
     group=Group.WHERE,
@@ -319,6 +356,19 @@ def secret_of(options: Options) -> bytes:
     return secret
 
 
+def others_of(path: str, environment: Mapping[str, str]) -> int:
+    """The bits in the mode of a file by which others than its user may read or write it.
+
+    systemd gives its credentials (C{LoadCredential=}) to the user of a service by an access control
+    list, and then the bits of the group are the mask of that (acl(5)).
+    """
+    credentials = environment.get("CREDENTIALS_DIRECTORY")
+    is_credential = bool(credentials) and os.path.dirname(os.path.realpath(path)) == (
+        os.path.realpath(credentials or "")
+    )
+    return 0o007 if is_credential else 0o077
+
+
 def read_secret(path: str) -> bytes:
     """The secret in the file at C{path}, without the end of its line.
 
@@ -335,7 +385,7 @@ def read_secret(path: str) -> bytes:
         status = os.fstat(descriptor)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
             raise UsageError(f"--secret: {path}: is not a file")
-        if stat.S_IMODE(status.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) & others_of(path, os.environ):
             raise UsageError(f"--secret: {path}: others can read it: chmod 600 {path}")
         secret = file.read(_LONGEST_SECRET + 1)
     if len(secret) > _LONGEST_SECRET:

@@ -6,6 +6,7 @@ import os
 from typing import ClassVar
 
 from ..errors import ExitStatus, MigrationError
+from ..units import printable
 from . import common, usage
 from .usage import Flag, Parameter
 from .values import parse_age
@@ -85,11 +86,13 @@ def _forget(options: Options) -> int:
         state_directory=options["state-dir"],
     )
     if done.removed:
-        usage.show(f"{options['disk']}: forgotten ({', '.join(done.removed)})")
+        usage.show(f"{printable(options['disk'])}: forgotten ({', '.join(done.removed)})")
     if done.aside:
         usage.show(
-            f"{options['disk']}: the records of another disk that had this name are kept as "
-            f"{done.aside}"
+            printable(
+                f"{options['disk']}: the records of another disk that had this name are kept as "
+                f"{done.aside}"
+            )
         )
     return ExitStatus.DONE
 
@@ -104,7 +107,7 @@ def _forget_old(options: Options) -> int:
         checked_destination=bool(options["i-have-checked-the-destination"]),
     ):
         if refusal is None:
-            usage.show(f"{path}: forgotten")
+            usage.show(f"{printable(path)}: forgotten")
         else:
             usage.complain(refusal)
             status = max(status, refusal.status)

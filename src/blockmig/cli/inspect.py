@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from ..errors import ExitStatus
+from ..units import printable
 from . import common, usage
 from .usage import Flag, Parameter
 
@@ -83,7 +84,7 @@ def _inspect_all(options: Options, directory: str) -> int:
         if options["json"]:
             found.append(_as_json(verdict, states))
         else:
-            usage.show(f"{path}: {verdict.line}{_note(states)}".replace("\n", "?"))
+            usage.show(printable(usage.with_any_name(f"{path}: {verdict.line}{_note(states)}")))
     if options["json"]:
         usage.show(json.dumps({"directory": directory, "verdicts": found}))
     elif not paths:
@@ -123,8 +124,13 @@ def _inspect(options: Options) -> int:
             for state in states
             if state.in_use and not note
         ]
-        lines = [line.replace("\n", "?") for line in lines]
-        usage.show("\n".join(lines))
+        lines += [
+            f"note: {why}"
+            for state in states
+            for why in state.bad.values()
+            if why not in verdict.why
+        ]
+        usage.show("\n".join(printable(usage.with_any_name(line)) for line in lines))
     return ExitStatus.DONE if verdict.certain else ExitStatus.UNCONFIRMED
 
 

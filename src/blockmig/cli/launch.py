@@ -29,7 +29,7 @@ def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Wri
 
     from ..runtime import Runtime, go_by_monotonic_clock  # noqa: PLC0415
     from .logs import begin_logging  # noqa: PLC0415
-    from .operations import report, run_operation  # noqa: PLC0415
+    from .operations import Uncertain, report, run_operation  # noqa: PLC0415
 
     go_by_monotonic_clock(reactor)
     operation, write = make(options, Runtime.of(reactor))
@@ -41,4 +41,5 @@ def launch(options: Options, make: Callable[[Any, Runtime], tuple[Operation, Wri
         report(operation),
         operation.stop,
         operation.hung_up,
+        is_uncertain=lambda: isinstance(operation, Uncertain) and operation.is_uncertain,
     )

@@ -27,6 +27,7 @@ from ..transport import (
     stop_listening,
 )
 from ..units import describe_size
+from .admittance import Admittance, reach_of_address, reach_of_endpoint, reach_of_text
 from .systemd import (
     BadActivation,
     Notifier,
@@ -39,6 +40,8 @@ _log = Logger()
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:10809"
 """Where to listen without `--listen` and without sockets from systemd."""
+
+_PASSED: Final = "the socket that systemd passed"
 
 
 def import_control() -> None:
@@ -76,8 +79,10 @@ class Listening:
         systemd passed, or else L{DEFAULT_ENDPOINT}.
     @param control: the path of the control socket; None for none.
     @param make_endpoint: makes the endpoint to listen with, from the reactor and its description.
+    @param admittance: who may connect; None for anybody who can reach it, where that is only this
+        machine.
     @ivar uris: how each port can be reached.
-    @raise Refused: an endpoint is not valid.
+    @raise Refused: an endpoint is not valid, or somebody could connect who should not.
     """
 
     def __init__(
@@ -87,8 +92,11 @@ class Listening:
         control: str | None,
         make_endpoint: Callable[[Any, str], Any] = server_endpoint,
         environment: MutableMapping[str, str] = os.environ,
+        *,
+        admittance: Admittance | None = None,
     ) -> None:
         self.uris: list[str] = []
+        self._admittance = admit = admittance or Admittance()
         self._reactor = reactor
         self._control_path = control
         self._ports: list[IListeningPort] = []
@@ -99,15 +107,17 @@ class Listening:
         self._tls = ListenerTLS()
         try:
             passed = activated_endpoints(reactor, environment, initial_environment())
-            self._endpoints = [
-                (text, make_endpoint(reactor, endpoint_of(text))) for text in endpoints
-            ]
-            if passed and self._endpoints:
+            described = list(endpoints)
+            if passed and described:
                 raise Refused("systemd passed sockets: leave out --listen, or the socket unit")
-            if not self._endpoints:
-                self._endpoints = [("the socket that systemd passed", one) for one in passed]
-            if not self._endpoints:
-                self._endpoints = [(DEFAULT_ENDPOINT, make_endpoint(reactor, DEFAULT_ENDPOINT))]
+            if not passed and not described:
+                described = [DEFAULT_ENDPOINT]
+            self._endpoints = [
+                (one, make_endpoint(reactor, admit.endpoint(endpoint_of(one)))) for one in described
+            ]
+            self._endpoints += [(_PASSED, one) for one in passed]
+            places = [(text, reach_of_text(endpoint_of(text))) for text in described]
+            admit.check([*places, *((_PASSED, reach_of_endpoint(one)) for one in passed)])
         except BadActivation as error:
             raise Refused(str(error)) from None
         except BadEndpoint as error:
@@ -152,15 +162,18 @@ class Listening:
                 self._reactor,
                 self._control_path,
                 lambda: self._status(target.status()),
-                target.routes,
+                {**self._admittance.routes, **target.routes},
             )
+        factory = self._admittance.allow.guard(target.factory, self._reactor.seconds)
         amount = describe_size(target.size) if target.size else "which gets the sender's size"
         for text, endpoint in self._endpoints:
             port = await listen(
-                self._reactor, endpoint, target.factory, text, give_up_after, busy_for=busy_for
+                self._reactor, endpoint, factory, text, give_up_after, busy_for=busy_for
             )
             self._ports.append(port)
-            uris, local = listening_uris(port, target.export, tls=target.tls.required)
+            reach = reach_of_address(port.getHost())
+            self._admittance.check_one(text, reach)
+            uris, _ = listening_uris(port, target.export, tls=target.tls.required)
             self.uris += uris
             for uri in uris:
                 _log.info(
@@ -170,17 +183,7 @@ class Listening:
                     disk=target.disk,
                     size=target.size or None,
                 )
-            if not local and not (target.tls.required and target.tls.verified):
-                # With TLS the data is safe on its way, and anybody is still let in.
-                without = "without certificates of clients (--tls-verify-peer)"
-                _log.warn(
-                    "{uri} can be reached from other machines, {without}: anybody there can "
-                    "{danger}",
-                    without=without if target.tls.required else "without TLS or an allow-list",
-                    event="exposed",
-                    uri=uris[0],
-                    danger=target.danger,
-                )
+            self._admittance.report(uris[0], reach, target.danger)
 
     def _status(self, status: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -188,6 +191,7 @@ class Listening:
             "pid": os.getpid(),
             "listening": list(self.uris),
             "tls": self._tls.described,
+            **self._admittance.status(),
             **status,
         }
 

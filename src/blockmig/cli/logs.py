@@ -1,7 +1,10 @@
 """Log lines: what happened, one whole line for each event, as text or as JSON.
 
-Owns the way from Twisted's logger to a descriptor. Each event is one write(2), so that the lines of
-several processes never mix. Without `-v`, Twisted's own events below a warning are left out.
+Owns the way from Twisted's logger to a descriptor. What a peer, a file's name or a record has
+contributed to an event can neither forge a line nor command a terminal, and has at most 4096
+characters; in JSON it is escaped, and what a field has is otherwise as it was. Each event is one
+write(2), so that the lines of several processes never mix. Without `-v`, Twisted's own events below
+a warning are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import select
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from twisted.logger import (
     ILogObserver,
@@ -24,13 +27,17 @@ from twisted.logger import (
     globalLogBeginner,
 )
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import implementer, provider
 
+from ..units import printable, shortened
 from .wording import in_options
 
 _log = Logger()
 
 Write = Callable[[str], None]
+
+_LONGEST_TRACEBACK: Final = 500
+"""Lines."""
 
 
 def _reopened_nonblocking(descriptor: int) -> int:
@@ -93,28 +100,54 @@ class LineObserver:
 
 
 def _message(event: LogEvent) -> str:
-    message = in_options(formatEvent(event) or str(event.get("event", "")))
+    return in_options(formatEvent(event) or str(event.get("event", "")))
+
+
+def _traceback(event: LogEvent) -> list[str]:
     failure = event.get("log_failure")
-    if isinstance(failure, Failure):
-        message += "\n" + failure.getTraceback()
-    return message
+    if not isinstance(failure, Failure):
+        return []
+    lines = failure.getTraceback().splitlines()
+    return [shortened(line) for line in lines[-_LONGEST_TRACEBACK:]]
 
 
 def _as_text(event: LogEvent, level: str) -> str:
+    """A line, and those of a traceback, which can be told from the next event's."""
     when = time.strftime("%H:%M:%S", time.localtime(event.get("log_time")))
     mark = "" if level in ("info", "debug") else f"{level}: "
-    return f"{when} blockmig: {mark}{_message(event)}"
+    line = f"{when} blockmig: {mark}{printable(_message(event))}"
+    traceback = [f"  {printable(line)}" for line in _traceback(event)]
+    return "\n".join([line, *traceback])
 
 
 def _as_json(event: LogEvent, level: str) -> str:
     fields = {
-        key: in_options(value) if isinstance(value, str) else value
+        key: shortened(in_options(value)) if isinstance(value, str) else value
         for key, value in event.items()
         if not key.startswith("log_") and isinstance(value, str | int | float | bool | None)
     }
     fields.pop("isError", None)
     common = {"time": round(event.get("log_time", 0.0), 3), "level": level, "event": "log"}
-    return json.dumps({**common, **fields, "message": _message(event)}, ensure_ascii=False)
+    message = "\n".join([shortened(_message(event)), *_traceback(event)])
+    text = json.dumps({**common, **fields, "message": message}, ensure_ascii=False)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(letter: str) -> str:
+    """As JSON writes control characters; it would leave some that terminals obey."""
+    return letter if letter.isprintable() or letter > "\uffff" else f"\\u{ord(letter):04x}"
+
+
+@provider(ILogObserver)
+def make_printable(event: LogEvent) -> None:
+    """Make the texts in an event of ours printable, for observers that print them as they are.
+
+    It has to be called before those.
+    """
+    if str(event.get("log_namespace", "")).startswith("blockmig"):
+        for key, value in event.items():
+            if not key.startswith("log_") and isinstance(value, str):
+                event[key] = printable(value)
 
 
 def observer_for(options: Any, write: Write) -> LineObserver:

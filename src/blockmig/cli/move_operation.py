@@ -85,6 +85,11 @@ class MoveOperation:
         )
         self._stop_reason = ""
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the source is retired, or may be."""
+        return self._send.is_uncertain
+
     async def run(self) -> Summary:
         outcome: Summary | MigrationError
         try:

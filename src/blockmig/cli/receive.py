@@ -33,17 +33,19 @@ class Options(usage.Options):
     )
     examples = (
         (
-            "blockmig receive web.img --listen 192.0.2.7:10809",
-            "Make web.img, as large as the disk that arrives at that address of this host.",
+            "blockmig receive web.img --listen 192.0.2.7:10809 --allow 192.0.2.4",
+            "Make web.img, as large as the disk that arrives at that address of this host from "
+            "192.0.2.4.",
         ),
         (
-            "blockmig receive /dev/vg0/web --listen 0.0.0.0:10809 --id web-7",
-            "Receive into a device, at every address of this host, from the sender with that ID "
-            "only.",
+            "blockmig receive /dev/vg0/web -l 0.0.0.0:10809 --allow 10.0.0.0/8 --id web-7",
+            "Receive into a device, at every address of this host, from that network and from the "
+            "sender with that ID only.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
+        common.INSECURE,
         common.OLDSTYLE,
         common.AGAIN,
         Flag(
@@ -90,6 +92,8 @@ class Options(usage.Options):
             group=Group.HOW_MUCH,
         ),
         common.LISTEN,
+        common.ALLOW,
+        common.ALLOW_UID,
         common.EXPORT,
         common.ID,
         common.SECRET,

@@ -29,6 +29,7 @@ from ..storage import (
     open_disk,
 )
 from ..transport import server_endpoint
+from .admittance import Admittance
 from .listening import Listening, ListeningExport
 from .logs import warn_of_again
 from .receive import Options
@@ -60,6 +61,11 @@ class ReceiveOperation:
         self._routes: Routes = {}
         self._tls = ListenerTLS()
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the source may be retired."""
+        return self._receiver is not None and self._receiver.may_be_the_only_copy
+
     async def run(self) -> Summary:
         if not self._options["end-with-stdin"]:
             return await self._run()
@@ -87,7 +93,11 @@ class ReceiveOperation:
         self._check_records()
         endpoints = [options["listen"]] if options["listen"] is not None else []
         self._listening = listening = Listening(
-            self._runtime.reactor, endpoints, control, self._make_endpoint
+            self._runtime.reactor,
+            endpoints,
+            control,
+            self._make_endpoint,
+            admittance=Admittance.of(options),
         )
         disk = self._open()
         try:

@@ -73,10 +73,12 @@ def _checked(text: str, host: str, path: str) -> RemotePlace:
     path = path.removeprefix(_HOME)
     if not host.rpartition("@")[2].strip("[]"):
         raise BadPlace(f"{text!r} names no host")
-    if host.startswith("-") or any(not letter.isprintable() or letter == " " for letter in host):
+    odd = any(not letter.isprintable() or letter == " " for letter in host)
+    if odd or host.lstrip("[").startswith("-"):  # ssh is given it without brackets
         raise BadPlace(f"{text!r}: {host!r} cannot be a host")
     if not path or path.endswith("/"):
         raise BadPlace(f"{text!r} names no file: give the path of the disk on {host}")
-    if path.startswith("~") or "\0" in path:
+    # An absolute /~/x would be written as x in the home directory is.
+    if path.startswith(("~", "/~/")) or "\0" in path:
         raise BadPlace(f"{text!r}: {path!r} cannot be a path here")
     return RemotePlace(host, path)

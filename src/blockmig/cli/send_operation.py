@@ -50,6 +50,12 @@ class SendOperation:
         self._running: Sender | Finisher | None = None
         self._stop_reason = ""
 
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the source is retired, or may be."""
+        running = self._running
+        return isinstance(running, Finisher) or (running is not None and running.retiring)
+
     async def run(self) -> Summary:
         options = self._options
         warn_of_again(options)
@@ -81,7 +87,9 @@ class SendOperation:
             if self._stop_reason:
                 raise GaveUp(f"{self._stop_reason}; {path} is untouched and canonical")
         if not options["raw-anyway"]:
-            refuse_image(disk, path)
+            await self._runtime.threads(refuse_image, disk, path)
+            if self._stop_reason:
+                raise GaveUp(f"{self._stop_reason}; {path} is untouched and canonical")
 
     async def _send(self, disk: IDisk) -> Summary:
         self._running = sender = Sender(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from ..nbd import MAXIMUM_NAME
 from . import common, tls, usage
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
     from .serve_operation import ServeOperation
+
+
+_FEWEST_PER_ADDRESS: Final = 4
 
 
 class Options(usage.Options):
@@ -35,12 +38,13 @@ class Options(usage.Options):
             "for `blockmig mirror`.",
         ),
         (
-            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --listen 10809",
-            "Serve a device read-only, at an address of this host, and to clients on it.",
+            "blockmig serve /dev/vg0/web -r --listen 192.0.2.7:10809 --allow 192.0.2.0/24",
+            "Serve a device read-only, at an address of this host, to clients in that network.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)
     optFlags: ClassVar[tuple[Flag, ...]] = (
+        common.INSECURE,
         common.OLDSTYLE,
         Flag("read-only", "Serve the disk read-only.", "r"),
         Flag(
@@ -59,6 +63,8 @@ class Options(usage.Options):
         common.LISTEN._replace(
             help=f"{common.LISTEN.help} May be given several times.", repeated=True
         ),
+        common.ALLOW,
+        common.ALLOW_UID,
         common.EXPORT,
         *tls.LISTENER_PARAMETERS,
         Parameter(
@@ -68,6 +74,16 @@ class Options(usage.Options):
             parse_count,
             128,
             metavar="COUNT",
+            group=Group.HOW_MUCH,
+        ),
+        Parameter(
+            "max-per-address",
+            "Accept at most COUNT clients at a time from one IPv4 address, or one IPv6 network of "
+            "64 bits; 0 means no limit. This host's own connections (127.0.0.1, UNIX sockets) have "
+            "none.",
+            parse_count,
+            metavar="COUNT",
+            default_text="three quarters of --max-connections, but at least 4",
             group=Group.HOW_MUCH,
         ),
         common.HANDSHAKE_TIMEOUT,
@@ -101,6 +117,9 @@ class Options(usage.Options):
         common.check_verbosity(self)
         if self["oldstyle"] and self["export"]:
             raise usage.UsageError("--oldstyle has no export names: leave out --export")
+        if self["max-per-address"] is None:
+            most = self["max-connections"]
+            self["max-per-address"] = max(_FEWEST_PER_ADDRESS, most * 3 // 4) if most else 0
         for name in ("id", "give-up-after"):
             if self[name] and not self["standby"]:
                 raise usage.UsageError(f"--{name} is only for --standby")

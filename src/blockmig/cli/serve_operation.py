@@ -19,6 +19,7 @@ from ..server import Relay, Server
 from ..storage import BlockDisk, DepartedDisk, DiskRefused, FileDisk, image_format, open_disk
 from ..syscalls import describe_error
 from ..transport import client_endpoint, server_endpoint
+from .admittance import Admittance
 from .listening import Listening, ListeningExport, import_control
 from .mirror_manager import MirrorManager
 from .serve import Options
@@ -63,7 +64,11 @@ class ServeOperation:
         options = self._options
         self._tls = listener_tls(options, for_each=False)
         self._listening = listening = Listening(
-            self._runtime.reactor, options["listen"], options["control"], self._make_endpoint
+            self._runtime.reactor,
+            options["listen"],
+            options["control"],
+            self._make_endpoint,
+            admittance=Admittance.of(options),
         )
         path = options["file"]
         try:
@@ -77,7 +82,10 @@ class ServeOperation:
                     await refuse_in_use(disk, path, readers=False, runtime=self._runtime)
                     if self._stop_reason:
                         raise GaveUp(f"{self._stop_reason}; nothing was touched")
-                _warn_of(disk, path)
+                image = await self._runtime.threads(_format_of, disk)
+                if self._stop_reason:
+                    raise GaveUp(f"{self._stop_reason}; nothing was touched")
+                _warn_of(disk, path, image)
                 await self._serve(server, listening)
         except DiskRefused as error:
             raise Refused(str(error)) from None
@@ -186,6 +194,7 @@ class ServeOperation:
             read_only=bool(options["read-only"]),
             oldstyle=bool(options["oldstyle"]),
             max_connections=options["max-connections"],
+            max_per_address=options["max-per-address"],
             handshake_timeout=options["handshake-timeout"],
             request_timeout=options["request-timeout"],
             tls=self._tls.policy,
@@ -239,9 +248,12 @@ class ServeOperation:
             raise
 
 
-def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
-    """Warn of what may be a mistake, but is served all the same."""
-    if image := _format_of(disk):
+def _warn_of(disk: FileDisk | BlockDisk, path: str, image: str) -> None:
+    """Warn of what may be a mistake, but is served all the same.
+
+    @param image: the format of an image that it looks like; "" for none.
+    """
+    if image:
         _log.warn(
             "{disk}: looks like a {image} image; its bytes are served as they are",
             event="not-raw",
@@ -259,6 +271,7 @@ def _warn_of(disk: FileDisk | BlockDisk, path: str) -> None:
 
 
 def _format_of(disk: FileDisk | BlockDisk) -> str:
+    """I{Slow.}"""
     try:
         return image_format(disk.read(0, min(disk.size, _FORMAT_PROBE)))
     except OSError:

@@ -17,6 +17,9 @@ from ..units import format_bytes, format_duration, printable
 from . import common, usage
 from .usage import Flag, Parameter
 
+_MOST_NETS: Final = 8
+"""That are shown."""
+
 _HEADINGS: Final = ("client", "connected", "reads", "read", "writes", "written", "other")
 
 
@@ -83,6 +86,7 @@ def as_text(status: dict[str, Any]) -> str:
     lines += [f"listening on {printable(uri)}" for uri in _list(status, "listening")]
     if status.get("tls") == "on":
         lines.append("TLS: on, for clients that ask for it")
+    lines += _allowed(status)
     totals = status.get("totals")
     if isinstance(totals, dict):
         lines.append(
@@ -103,6 +107,22 @@ def as_text(status: dict[str, Any]) -> str:
     clients = [client for client in _list(status, "clients") if isinstance(client, dict)]
     lines += ["", *_table(clients)] if clients else ["no clients"]
     return "\n".join(lines)
+
+
+def _allowed(status: dict[str, Any]) -> list[str]:
+    """The lines of who may connect; none where everybody may."""
+    lines = []
+    if isinstance(status.get("allow"), list):
+        nets = [printable(net) for net in _list(status, "allow")]
+        more = int(_number(status, "allow_count") or 0) - min(len(nets), _MOST_NETS)
+        line = ", ".join(nets[:_MOST_NETS]) + (f" and {more} more" if more > 0 else "")
+        lines.append(f"allowed: {line or 'nobody'}")
+    if isinstance(status.get("allow_uid"), list):
+        users = ", ".join(printable(user) for user in _list(status, "allow_uid"))
+        lines.append(f"allowed at UNIX sockets: users {users or 'none'}")
+    if lines and _number(status, "refused") is not None:
+        lines[-1] += f"; {_number(status, 'refused'):.0f} connections refused"
+    return lines
 
 
 def _migration(migration: dict[str, Any], size: float | None) -> list[str]:

@@ -20,6 +20,7 @@ from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from ..transport.adopting import AdoptedUNIXEndpoint
+from ..units import printable
 
 _LISTEN_FDS_START: Final = 3
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
@@ -177,4 +178,4 @@ class Notifier:
     @staticmethod
     def _status(status: str) -> list[str]:
         # A line break would begin another assignment.
-        return [f"STATUS={' '.join(status.split())}"] if status else []
+        return [f"STATUS={printable(' '.join(status.split()))}"] if status else []

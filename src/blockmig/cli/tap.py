@@ -17,9 +17,10 @@ from zope.interface import implementer
 
 from ..errors import ExitStatus
 from ..runtime import Runtime, go_by_monotonic_clock
+from ..units import printable
 from . import receive, serve
 from .commands import COMMANDS
-from .logs import line_writer, observer_for
+from .logs import line_writer, make_printable, observer_for
 from .operations import Operation, report
 from .receive_operation import ReceiveOperation
 from .serve_operation import ServeOperation
@@ -80,7 +81,7 @@ class Options(TwistedOptions):
         except UsageError as error:
             if self.parent is None or isinstance(self.parent, ServerOptions):
                 raise TwistedUsageError(str(error)) from None
-            print(f"{self}\n\nblockmig: {error}", file=sys.stderr)
+            print(f"{self}\n\nblockmig: {printable(error)}", file=sys.stderr)
             raise SystemExit(ExitStatus.REFUSED) from None
 
 
@@ -151,4 +152,7 @@ def makeService(options: Any) -> IService:
     from twisted.internet import reactor  # noqa: PLC0415
 
     go_by_monotonic_clock(reactor)
+    if options.subOptions["log-format"] != "json":
+        # Before the observers of twistd, which it adds when the services are made.
+        globalLogPublisher.addObserver(make_printable)
     return OperationService(options.subOptions, reactor)

@@ -19,6 +19,7 @@ from getopt import GetoptError, gnu_getopt
 from typing import Any, ClassVar, Final, NamedTuple, NoReturn, TypeVar
 
 from .. import __version__
+from ..units import printable
 from .wording import in_options
 
 T = TypeVar("T")
@@ -186,12 +187,15 @@ class OutputFailed(Exception):
 
 
 def show(text: str) -> None:
-    """Print C{text}. A reader that has left (`| head`) changes nothing, and no exit status.
+    """Print C{text}, which may have several lines, without what a terminal would obey.
+
+    A reader that has left (`| head`) changes nothing, and no exit status.
 
     @raise OutputFailed: it cannot be written, for another reason.
     """
     with _to_output():
-        print(in_options(text))
+        lines = with_any_name(in_options(text)).split("\n")
+        print("\n".join(printable(line, longest=len(line)) for line in lines))
 
 
 def show_any_name() -> None:
@@ -199,6 +203,13 @@ def show_any_name() -> None:
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="backslashreplace")
+
+
+def with_any_name(text: str) -> str:
+    """C{text}, with what is not UTF-8 in names of files as L{show_any_name} has it printed."""
+    if getattr(sys.stdout, "errors", None) != "backslashreplace":
+        return text
+    return text.encode(errors="backslashreplace").decode()
 
 
 def flush_output() -> None:
@@ -234,7 +245,7 @@ def _lead_nowhere(stream: Any) -> None:
 def complain(what: object) -> None:
     """Print on stderr what is wrong; where nobody reads that, the exit status has to do."""
     try:
-        print(f"blockmig: {in_options(str(what))}", file=sys.stderr, flush=True)
+        print(f"blockmig: {printable(in_options(str(what)))}", file=sys.stderr, flush=True)
     except OSError:
         # What is buffered would fail again when the interpreter ends, and set the exit status.
         _lead_nowhere(sys.stderr)

@@ -14,6 +14,9 @@ from typing import Any, Final
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(i?)(B?)", re.IGNORECASE)
 _SPANS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_NO_USER: Final = 2**32 - 1
+_LONGEST_USER: Final = 20
+"""Digits."""
 _AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
 
 
@@ -152,6 +155,33 @@ def parse_address(text: str) -> str:
     if address.is_unspecified or address.is_multicast:
         raise ValueError(f"{text!r} is not the address of one host")
     return str(address)
+
+
+def parse_network(text: str) -> str:
+    """An address or a network, as it is usually written.
+
+    @raise ValueError: it is neither.
+    """
+    from ..nets import parse_net  # noqa: PLC0415
+
+    return str(parse_net(text))
+
+
+def parse_user(text: str) -> int:
+    """The number of a user, given by that or by name.
+
+    @raise ValueError: there is no user of that name, or the number is too large.
+    """
+    if text.isascii() and text.isdecimal():
+        if len(text) <= _LONGEST_USER and int(text) < _NO_USER:
+            return int(text)
+        raise ValueError(f"{text!r} is higher than the number of any user")
+    import pwd  # noqa: PLC0415
+
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except (KeyError, ValueError):
+        raise ValueError(f"there is no user {text!r} on this host") from None
 
 
 def one_of(*choices: str) -> Callable[[str], str]:

@@ -159,6 +159,7 @@ class ClientConnection(Protocol):
         self._pacer = pacer
         self._timeout: IDelayedCall | None = None
         self._is_usable = True
+        self._has_heard = False
 
     # IProtocol.
 
@@ -202,6 +203,7 @@ class ClientConnection(Protocol):
         """What the server has said, inside TLS or without it."""
         if not self._is_usable:
             return
+        self._has_heard = True
         try:
             if self._handshake is not None:
                 data = self._continue_handshake(self._handshake, data)
@@ -307,6 +309,11 @@ class ClientConnection(Protocol):
                         "the destination closed the connection when TLS stood: if it lets in only "
                         "some names, is that of our certificate one of them?"
                     )
+            elif not self._has_heard:
+                why += (
+                    ", before a greeting: perhaps this host is not on an allow-list there, or "
+                    "there are as many clients as there may be"
+                )
         self.handler.connection_lost(why, reason)
 
     # For its user.

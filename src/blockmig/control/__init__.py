@@ -1,8 +1,8 @@
 """The control socket of a running blockmig: status and commands as JSON over HTTP.
 
-Owns the socket (a UNIX socket that only its owner can use), the HTTP on it, and the client. Knows
-nothing of what is requested: `server.open_control` is given the handlers. The client imports
-nothing of the server, and no reactor.
+Owns the socket (a UNIX socket for root and the user who runs the command), the HTTP on it, and the
+client. Knows nothing of what is requested: `server.open_control` is given the handlers. The client
+imports nothing of the server, and no reactor.
 """
 
 from .client import ask

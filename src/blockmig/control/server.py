@@ -60,7 +60,7 @@ async def open_control(
     connections: int = 32,
     idle_timeout: float = 30.0,
 ) -> ControlPort:
-    """Open a control socket at C{path} that only its owner (and root) can use.
+    """Open a control socket at C{path} that only root and our own user can use.
 
     @param status: answers C{GET /status}.
     @param routes: further handlers.

@@ -12,7 +12,10 @@ The rules:
   Twisted's UNIX endpoints respect each other. It proves little: process ids are reused, in a
   container within seconds. So the lock of a running process that does not come to listen is void.
 * Two blockmigs that start at once check and replace one after the other: each holds a `flock` on
-  the directory meanwhile, which leaves nothing behind, however the process ends.
+  `PATH.claim` meanwhile, a file of its own user that nobody else can open. (A directory can be
+  locked by anybody who can read it, for as long as they like.) The file is removed by its holder;
+  of a process that is killed in that moment it is left behind, and used again.
+* Neither of these is followed or waited for, if somebody else has put it there.
 * At the end, only what is still ours is removed. The inode number of an open socket's file cannot
   be reused, so the file is removed before the socket is closed.
 """
@@ -33,6 +36,9 @@ from .errors import ControlError
 # sun_path has 108 bytes, with a zero after the name (unix(7)).
 _MAX_PATH: Final = 107
 _BACKLOG: Final = 50
+_CLAIM: Final = ".claim"
+# A link, a directory, a socket, another user's file.
+_OF_SOMEBODY: Final = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EEXIST)
 _NO_FLOCK: Final = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
 
 
@@ -74,7 +80,7 @@ def claim(path: str, patient: bool) -> ControlSocket:
     """
     path = _absolute_path(path)
     try:
-        with _directory_lock(os.path.dirname(path)), contextlib.ExitStack() as undo:
+        with _claim_lock(path + _CLAIM), contextlib.ExitStack() as undo:
             _is_stale(path)
             _lock(path, patient)
             undo.callback(_remove_lock, _lock_path(path), str(os.getpid()))
@@ -110,20 +116,50 @@ def _absolute_path(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _directory_lock(directory: str) -> Iterator[None]:
-    """Hold a lock that keeps other blockmigs from replacing sockets in C{directory}."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _claim_lock(path: str) -> Iterator[None]:
+    """Hold the lock in the file C{path}, which keeps other blockmigs from replacing the socket."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno not in _OF_SOMEBODY:
+            raise
+        raise _not_ours(path) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise _not_ours(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(f"another program has locked the directory {directory}") from None
+            raise Busy(f"another process has locked {path}") from None
         except OSError as error:
             if error.errno not in _NO_FLOCK:
                 raise
-        yield
+        # Whoever had it until now may have removed the file, and another one may have made it anew.
+        if not _is_at(path, status):
+            raise Busy(f"another process has just removed {path}")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
     finally:
         os.close(descriptor)
+
+
+def _not_ours(path: str) -> ControlError:
+    return ControlError(
+        f"{path} is not a file of this user, and was left alone: remove it, or give a path in a "
+        "directory that nobody else can write"
+    )
+
+
+def _is_at(path: str, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(status, os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _is_stale(path: str) -> bool:

@@ -24,6 +24,7 @@ from ..runtime import Runtime
 from ..storage import (
     User,
     filesystem_of,
+    has_descriptor,
     held_descriptor,
     is_open_elsewhere,
     is_remote,
@@ -55,7 +56,7 @@ async def refuse_in_use(
     @raise Refused: another program has it open.
     @raise OSError: it was closed meanwhile.
     """
-    if disk.fileno() is None:
+    if not has_descriptor(disk):
         return  # it was only just created
     writable = bool(getattr(disk, "writable", False))
     reactor = runtime.reactor

@@ -38,6 +38,7 @@ from .errors import (
 from .export import Export
 from .handshake import (
     ALLOCATION_ID,
+    GREETING,
     Aborted,
     ClientHandshake,
     Negotiated,
@@ -79,6 +80,7 @@ __all__ = [
     "CHUNK_MAGIC",
     "DATA_CHUNK",
     "DEFAULT_PORT",
+    "GREETING",
     "HANDOFF_EXPORT",
     "LONGEST_SUFFIX",
     "MAXIMUM_LENGTH",

@@ -8,6 +8,8 @@ has to be kept in step with it.
 Rules:
 
 * the generator receives exactly the bytes that it asked for, however they were split on the way;
+* while there is much to be sent already, nothing more of what the peer has sent is looked at
+  (`stalled`);
 * bytes after its end belong to the next phase, and are kept for it unchanged;
 * an exception in the generator ends the conversation; further bytes are then ignored.
 """
@@ -23,6 +25,7 @@ Steps = Generator[int, bytes, Result]
 """A conversation's generator: it yields byte counts, is sent bytes, and returns the result."""
 
 _SKIP_AT_ONCE = 65536
+_MOST_TO_SEND = 65536
 
 
 class Conversation(Generic[Result]):
@@ -45,7 +48,11 @@ class Conversation(Generic[Result]):
         @raise ProtocolError: the dialogue cannot continue.
         """
         self._received += data
-        while self._wanted is not None and len(self._received) >= self._wanted:
+        while (
+            self._wanted is not None
+            and len(self._received) >= self._wanted
+            and len(self._to_send) < _MOST_TO_SEND
+        ):
             piece = bytes(self._received[: self._wanted])
             del self._received[: self._wanted]
             try:
@@ -57,6 +64,12 @@ class Conversation(Generic[Result]):
                 self._wanted = None
                 self._received.clear()
                 raise
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the dialogue can go on with what was received, once what is due was sent: call
+        L{receive_data} then, with nothing more if there is nothing."""
+        return self._wanted is not None and len(self._received) >= self._wanted
 
     def next_event(self) -> Result | None:
         """The result of the dialogue, returned once; None before and after that."""

@@ -10,6 +10,7 @@ Rules kept by the server:
 
 * an option's data is consumed whatever the answer is; data longer than any valid option is
   discarded in bounded memory and answered with ERR_TOO_BIG;
+* the number of options is bounded, and that of the queries for metadata contexts in one option;
 * an unknown option is answered with ERR_UNSUP, and the dialogue continues;
 * EXPORT_NAME cannot be answered with an error: an unknown name ends the connection;
 * an unknown client flag ends the connection;
@@ -34,7 +35,7 @@ Rules kept by the client:
   Where the policy of a server that has listed what was looked for refuses that export, GO is sent
   for another one if the caller has named one; if the server does not know that, it has only refused
   the first;
-* a reply must be to the option that was sent, and its size is bounded;
+* a reply must be to the option that was sent, and its size is bounded, as is the number of replies;
 * block sizes that contradict the protocol are the server's error; nothing is guessed.
 """
 
@@ -46,6 +47,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from ..units import printable
 from ._conversation import Conversation, Steps
 from .constants import (
     MAXIMUM_NAME,
@@ -88,6 +90,9 @@ _INFO_BLOCK_SIZE = struct.Struct("!HIII")
 _KNOWN_FLAGS: Final = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 _ZEROES: Final = 124
 
+GREETING: Final = _GREETING.pack(NBD_MAGIC, OPTION_MAGIC, _KNOWN_FLAGS)
+"""With this every newstyle server begins, whoever the client is."""
+
 _NOT_NBD: Final = "what answers there does not speak NBD: is the port right?"
 _LONGEST_OPTION: Final = 4 + MAXIMUM_NAME + 2 + 2 * 1024
 _LONGEST_META_OPTION: Final = 65536
@@ -95,6 +100,15 @@ _META_OPTIONS: Final = (Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT)
 _LONGEST_REPLY: Final = 65536
 _LONGEST_TEXT: Final = 400
 _MOST_REPLIES: Final = 64
+
+MOST_OPTIONS: Final = 256
+"""In one handshake: clients need fewer than ten."""
+
+MOST_QUERIES: Final = 256
+"""For metadata contexts, in one option. There is one context."""
+
+MOST_NAMES: Final = 1 << 17
+"""That a server may list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +193,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted | StartTLS]):
         self._offers_structured = structured
         self._structured = False
         self._allocation_of: bytes | None = None
+        self._options = 0
         super().__init__()
 
     def _converse(self) -> Steps[Negotiated | Aborted | StartTLS]:
@@ -207,7 +222,8 @@ class ServerHandshake(Conversation[Negotiated | Aborted | StartTLS]):
 
     def _next_option(self) -> Steps[tuple[int, bytes]]:
         """The next option that is not too long, and its data."""
-        while True:
+        while self._options < MOST_OPTIONS:
+            self._options += 1
             magic, option, length = _OPTION.unpack((yield _OPTION.size))
             if magic != OPTION_MAGIC:
                 raise RemoteProtocolError(f"bad option magic {magic:#x}")
@@ -219,6 +235,7 @@ class ServerHandshake(Conversation[Negotiated | Aborted | StartTLS]):
             if option == Option.SET_META_CONTEXT:
                 self._allocation_of = None
             self._answer(option, OptionReply.ERR_TOO_BIG, b"option data too long")
+        raise RemoteProtocolError(f"{MOST_OPTIONS} options, and no end of its handshake")
 
     def _greet(self) -> Steps[int]:
         """Greet; return the client's flags."""
@@ -318,6 +335,9 @@ class ServerHandshake(Conversation[Negotiated | Aborted | StartTLS]):
             self._answer(option, OptionReply.ERR_INVALID, message)
             return
         name, queries = parsed
+        if len(queries) > MOST_QUERIES:
+            self._answer(option, OptionReply.ERR_TOO_BIG, b"too many metadata contexts")
+            return
         export = self._find(name)
         if export is None:
             self._answer(option, OptionReply.ERR_UNKNOWN, b"no export of that name")
@@ -525,7 +545,7 @@ class ClientHandshake(Conversation[Negotiated | StartTLS]):
         """Which of the names looked for the server lists."""
         self._option(Option.LIST, b"")
         listed: set[str] = set()
-        while True:  # as long as there are names; the caller has a timeout
+        for _ in range(MOST_NAMES + 1):
             reply, data = yield from self._reply(Option.LIST)
             if reply == OptionReply.ACK:
                 return frozenset(listed)
@@ -538,6 +558,7 @@ class ClientHandshake(Conversation[Negotiated | StartTLS]):
                 raise RemoteProtocolError(f"a listed name of {length} bytes does not fit its reply")
             if (name := data[4 : 4 + length]) in self._look_for:
                 listed.add(self._look_for[name])
+        raise RemoteProtocolError(f"it lists more than {MOST_NAMES} exports")
 
     def _structured_reply(self) -> Steps[bool]:
         """Request structured replies; return whether the server grants them."""
@@ -621,8 +642,7 @@ class ClientHandshake(Conversation[Negotiated | StartTLS]):
 
 def _one_line(text: bytes) -> str:
     """A peer's text, made printable and short for a log line."""
-    decoded = text[:_LONGEST_TEXT].decode(errors="replace")
-    return "".join(letter if letter.isprintable() else " " for letter in decoded)
+    return printable(text[:_LONGEST_TEXT].decode(errors="replace"))
 
 
 def _checked_sizes(minimum: int, preferred: int, maximum: int) -> tuple[int, int, int]:

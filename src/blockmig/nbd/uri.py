@@ -26,6 +26,9 @@ _PARAMETERS: Final = ("tls-certificates", "tls-verify-peer", "tls-hostname")
 _BOOLEANS: Final = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
     ("false", "0", "no", "off"), False
 )
+_NEVER_IN_HOST: Final = frozenset(' /?#@[]\\"<>')
+_PATHS: Final = ("socket", "tls-certificates")
+"""Parameters that may be any bytes."""
 _LONGEST_PATH: Final = 107
 """Bytes of a UNIX socket's path: sun_path has 108, with a zero after the name (unix(7))."""
 
@@ -79,9 +82,9 @@ class NBDURI:
         scheme, export = "nbds" if self.tls else "nbd", quote(self.export, safe="/")
         query = []
         if self.socket:
-            query.append(f"socket={quote(self.socket, safe='/')}")
+            query.append(f"socket={_quoted(self.socket)}")
         if self.certificates:
-            query.append(f"tls-certificates={quote(self.certificates, safe='/')}")
+            query.append(f"tls-certificates={_quoted(self.certificates)}")
         if self.verify_peer is not None:
             query.append(f"tls-verify-peer={'true' if self.verify_peer else 'false'}")
         if self.tls_hostname:
@@ -106,8 +109,11 @@ def parse_uri(text: str) -> NBDURI:
     @raise BadURI: it is none; the message says why.
     """
     try:
+        text.encode()
         parts = urlsplit(text)
         port = parts.port
+    except UnicodeError:
+        raise BadURI(f"{text!r} is not UTF-8") from None
     except ValueError:
         what = "the port is a number up to 65535, and an IPv6 address is in brackets"
         raise BadURI(f"{text!r} is not a URI: {what}") from None
@@ -126,9 +132,7 @@ def parse_uri(text: str) -> NBDURI:
         export = unquote(parts.path.removeprefix("/"), errors="strict")
         if len(export.encode()) > MAXIMUM_NAME:
             raise BadURI(f"the export's name is longer than {MAXIMUM_NAME} bytes")
-        # A plus sign stands for a space in HTML forms, not in URIs.
-        text_of_query = parts.query.replace("+", "%2B")
-        query = dict(parse_qsl(text_of_query, keep_blank_values=True, errors="strict"))
+        query = _parameters(parts.query)
     except UnicodeError:
         raise BadURI(f"{text!r} is not UTF-8 once decoded") from None
     if parts.username is not None:
@@ -144,18 +148,34 @@ def parse_uri(text: str) -> NBDURI:
         return NBDURI(export=export, socket=_socket(text, parts.netloc, query), **tls)
     if "socket" in query:
         raise BadURI(f"{text!r} names a socket: use the scheme {parts.scheme}+unix for that")
-    if not parts.hostname:
-        raise BadURI(f"{text!r} does not name a host")
     if port == 0:
         raise BadURI(f"{text!r} has port 0, which cannot be reached")
-    return NBDURI(export=export, host=_host(parts.hostname), port=port or DEFAULT_PORT, **tls)
+    host = _host(text, parts.hostname)
+    return NBDURI(export=export, host=host, port=port or DEFAULT_PORT, **tls)
+
+
+def _quoted(path: str) -> str:
+    """A path as in a URI: the system takes any bytes as one."""
+    return quote(os.fsencode(path), safe="/")
+
+
+def _parameters(text: str) -> dict[str, str]:
+    """The parameters in a URI's query.
+
+    @raise UnicodeError: one is not UTF-8 once decoded, and no path.
+    """
+    # A plus sign stands for a space in HTML forms, not in URIs.
+    pairs = parse_qsl(text.replace("+", "%2B"), keep_blank_values=True, errors="surrogateescape")
+    for name, value in pairs:
+        (name if name in _PATHS else name + value).encode()
+    return dict(pairs)
 
 
 def _tls(text: str, scheme: str, query: dict[str, str]) -> dict[str, Any]:
     """The fields of an L{NBDURI} that say how TLS is spoken."""
     for name in query:
         if name in ("tls-psk-file", "tls-username"):
-            raise BadURI(f"{name}: pre-shared keys are not supported: use tls-certificates=DIR")
+            raise BadURI(f"{name}: pre-shared keys are not supported: use tls-certificates")
         if name.startswith("tls-") and name not in _PARAMETERS:
             raise BadURI(f"{name}: is not known; there are {', '.join(_PARAMETERS)}")
     if not scheme.startswith("nbds"):
@@ -178,12 +198,24 @@ def _tls(text: str, scheme: str, query: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _host(text: str) -> str:
+def _host(text: str, given: str | None) -> str:
+    """The host of a URI, decoded."""
+    if not given:
+        raise BadURI(f"{text!r} does not name a host")
+    host = _decoded(given)
+    odd = any(letter in _NEVER_IN_HOST or not letter.isprintable() for letter in host)
+    if not host or odd or ("%" in host and ":" not in host):
+        raise BadURI(f"{text!r}: {host!r} cannot be a host")
+    return host
+
+
+def _decoded(text: str) -> str:
     """A host as in a URI, decoded; many write a zone with C{%} alone."""
     address, percent, zone = text.partition("%")
     if ":" in address and percent and not zone.startswith("25"):
         return text
-    return unquote(text)
+    # Lower case as what is not percent-encoded is; but the names of interfaces have any.
+    return unquote(text) if ":" in address else unquote(text).lower()
 
 
 def _socket(text: str, host: str, query: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ decided by its handler, so that a migration's receiver uses the same connections
 
 from .access import DiskAccess
 from .admission import Admission
+from .allow_list import AllowList
 from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ServerConnection
@@ -22,6 +23,7 @@ from .traffic import TrafficCounters
 
 __all__ = [
     "Admission",
+    "AllowList",
     "Changes",
     "Clients",
     "ConnectionSettings",

@@ -7,6 +7,8 @@ order in which a connection ends is declared in `lifetime`.
 
 Rules:
 
+* until the client has said something, there is little more of its connection than the greeting and
+  a timer: most strangers never do, and they may be thousands a second;
 * a connection is aborted if it has not negotiated within the handshake timeout, if it has been
   silent, or has made no progress where that is expected, for the idle timeout while it was not
   waiting for us, or if it does not take what is still due to it when we close;
@@ -30,13 +32,22 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ..nbd import REQUEST_SIZE, Negotiated, Request, StartTLS
-from ..transport import PayloadReader, RegionProducer, TLSFailure, describe_address, tune
+from ..nbd import GREETING, REQUEST_SIZE, Negotiated, Request, StartTLS
+from ..transport import (
+    PayloadReader,
+    RegionProducer,
+    TLSFailure,
+    accept_few,
+    describe_address,
+    is_plain_socket,
+    tune,
+)
 from .forwarding import Forwarder, Forwarding
 from .handler import IExportHandler
 from .handshake import ConnectionSettings, HandshakePhase
 from .holds import HELD, Hold, Holds
-from .lifetime import make_lifetime
+from .lifetime import LifetimeInputs, make_lifetime
+from .origin import origin_of
 from .phase import Phase, PhaseContext
 from .secured import Secured
 from .session import Session
@@ -56,21 +67,26 @@ class ServerConnection(Protocol):
     """The protocol of one connection.
 
     @ivar settings: what it has in common with others.
-    @ivar peer: its address, for messages.
+    @ivar origin: where it comes from (L{origin}).
     @ivar handler: the export's handler, once negotiated.
     @ivar negotiated: what the peer was told.
     @ivar traffic: counts its requests.
     @ivar connected_at: when the connection was made, by the reactor's clock.
     @ivar advanced_at: when it last got further: was made, took one of the first steps of its
         handshake, or ended that. Nothing that can be repeated for ever counts.
+    @ivar said_nothing: the client has not said anything yet; asked of every connection whenever
+        another one comes, so it is an attribute.
     @ivar gave_way: it was closed for another one.
     """
 
     transport: Any
     factory: Any
+    greets = True
+    """Whether the client is greeted by us; it may be forwarded from its first byte."""
 
     def __init__(self, settings: ConnectionSettings, address: IAddress) -> None:
-        self.peer = describe_address(address)
+        self._address = address
+        self.origin = origin_of(address)
         self.handler: IExportHandler | None = None
         self.negotiated: Negotiated | None = None
         self.traffic = TrafficCounters()
@@ -78,30 +94,82 @@ class ServerConnection(Protocol):
         self.advanced_at: float = self.connected_at
         self.settings = settings
         self.gave_way = False
+        self.said_nothing = True
         self._steps = 0
         self._secured: Secured | None = None
         self._timeout: ConnectionTimeout | None = None
-        self._lifetime = make_lifetime(self)
+        self._made: PhaseContext | None = None
+        self._is_greeted = False
+        self._ended_early = False
+
+    @property
+    def peer(self) -> str:
+        """The client's address, for messages."""
+        return describe_address(self._address)
 
     # IProtocol, and IHalfCloseableProtocol.
 
     def connectionMade(self) -> None:
         """The server speaks first."""
-        tune(self.transport)
-        self._timeout = timeout = ConnectionTimeout(
-            self.settings.runtime.reactor,
-            self.transport,
-            lambda: self._context.outgoing.waiting,
-            self._silent,
+        settings = self.settings
+        self._timeout = ConnectionTimeout(
+            settings.runtime.reactor, self.transport, self._is_waiting, self._silent
         )
-        handshake = self._equip(timeout)
-        self.begin(handshake)
+        self._is_greeted = self._greet()
+        if self._is_greeted:
+            self._limit_handshake()
+        else:
+            self._make()
 
-    def _equip(
-        self, timeout: ConnectionTimeout, inside_tls: StartTLS | None = None
-    ) -> HandshakePhase:
-        """Make everything that uses the transport, and enter the handshake."""
-        transport, runtime = self.transport, self.settings.runtime
+    def _greet(self) -> bool:
+        """Send the greeting at once, past everything that is yet to be made, if that is possible.
+
+        Without a limit of time only the kernel's keepalive finds out that a client is gone, and
+        that is set later.
+        """
+        settings = self.settings
+        if not (self.greets and settings.oldstyle is None and settings.handshake_timeout):
+            return False
+        if not is_plain_socket(self.transport):
+            return False
+        accept_few(getattr(self.transport, "server", None))
+        try:
+            sent: int = settings.runtime.system.send(self.transport.getHandle(), GREETING, 0)
+        except OSError:  # it is gone already, which the transport finds out
+            return False
+        if sent < len(GREETING):
+            self.transport.write(GREETING[sent:])
+        return True
+
+    def _is_waiting(self) -> bool:
+        return self._made is not None and self._made.outgoing.waiting
+
+    @property
+    def _context(self) -> PhaseContext:
+        """What the phases use, made when it is first needed."""
+        return self._made or self._make()
+
+    @property
+    def _phase(self) -> Phase:
+        if self._made is None:
+            self._make()
+        return self._present_phase
+
+    @property
+    def _lifetime(self) -> LifetimeInputs:
+        return self._context.lifetime
+
+    def _make(self, inside_tls: StartTLS | None = None) -> PhaseContext:
+        """Make everything that a client needs who does something, and begin the handshake.
+
+        @param inside_tls: what was agreed on, where it is begun anew inside TLS.
+        """
+        transport, runtime, timeout = self.transport, self.settings.runtime, self._timeout
+        assert timeout is not None
+        self.said_nothing = False
+        if not self._ended_early:
+            tune(transport)
+        lifetime = make_lifetime(self) if self._made is None else self._made.lifetime
         outgoing = RegionProducer(
             transport,
             self._sending_failed,
@@ -110,13 +178,13 @@ class ServerConnection(Protocol):
             system=runtime.system,
         )
         incoming = PayloadReader(runtime.reactor, transport, None, REQUEST_SIZE, runtime.system)
-        self._context = context = PhaseContext(
+        self._made = context = PhaseContext(
             self.peer,
             outgoing,
             incoming,
             Holds(incoming, self._released),
             timeout,
-            self._lifetime,
+            lifetime,
             self.traffic,
             self.settings.refused,
         )
@@ -129,13 +197,36 @@ class ServerConnection(Protocol):
             inside_tls=inside_tls,
         )
         self._enter(handshake)
-        return handshake
+        if self._ended_early:
+            context.lifetime.abort()
+        elif inside_tls is not None:
+            pass  # it has no greeting
+        elif self._is_greeted:
+            handshake.go_on()
+        else:
+            self.begin(handshake)
+        return context
 
     def begin(self, handshake: HandshakePhase) -> None:
+        """Greet the client; an oldstyle handshake consists of nothing else."""
+        if self.settings.oldstyle is None:
+            self._limit_handshake()
         handshake.begin()
 
+    def _limit_handshake(self) -> None:
+        assert self._timeout is not None
+        self._timeout.limit(self.settings.handshake_timeout, self._handshake_took_too_long)
+
+    def _handshake_took_too_long(self, seconds: float) -> None:
+        _log.info(
+            "{peer}: no handshake within {timeout} s; connection closed",
+            peer=self.peer,
+            timeout=seconds,
+        )
+        self.abort()
+
     def _enter(self, phase: Phase) -> None:
-        self._phase = self._context.incoming.protocol = phase
+        self._present_phase = self._context.incoming.protocol = phase
 
     def dataReceived(self, data: bytes) -> None:
         if self._secured is None:
@@ -145,18 +236,26 @@ class ServerConnection(Protocol):
 
     def readConnectionLost(self) -> None:
         """The peer has closed its sending side."""
-        if self._secured is None:
+        if self._secured is not None:
+            self._secured.finished()
+        elif self._made is not None:
             self._phase.finished()
         else:
-            self._secured.finished()
+            self._ended_early = True
+            self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """Never: we close both ways at once."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection was lost, for whatever reason."""
-        context = self._context
-        self._lifetime.lose()
+        context = self._made
+        if context is None:
+            self._ended_early = True
+            assert self._timeout is not None
+            self._timeout.stop()
+            return
+        context.lifetime.lose()
         if self._secured is not None:
             self._secured.transport.lost()
         context.incoming.stop()
@@ -207,9 +306,8 @@ class ServerConnection(Protocol):
         """Our ACK has left: speak TLS from now on."""
         from ..transport.secure import SecureTransport  # noqa: PLC0415
 
-        settings, old, timeout = self.settings, self._context, self._timeout
+        settings, old = self.settings, self._context
         assert settings.tls is not None
-        assert timeout is not None
         secured = Secured(self, settings.tls, settings.tls_log)
         try:
             secured.transport = SecureTransport(
@@ -227,7 +325,7 @@ class ServerConnection(Protocol):
         old.outgoing.stopProducing()
         old.incoming.stop()
         self._secured, self.transport = secured, secured.transport
-        self._equip(timeout, start)
+        self._make(start)
         secured.transport.start()
 
     def tls_stands(self) -> None:
@@ -324,7 +422,7 @@ class ServerConnection(Protocol):
     @property
     def has_replies_due(self) -> bool:
         """Whether the peer has not taken everything that was queued for it."""
-        return self._context.outgoing.waiting
+        return self._is_waiting()
 
     @property
     def heard_at(self) -> float:
@@ -334,7 +432,7 @@ class ServerConnection(Protocol):
     @property
     def waits_for_us(self) -> bool:
         """Whether the peer can do nothing before we have done something."""
-        return bool(self.connected) and self._phase.waits_for_us
+        return bool(self.connected) and self._made is not None and self._phase.waits_for_us
 
     @property
     def receiving(self) -> tuple[Request, int] | None:
@@ -344,7 +442,7 @@ class ServerConnection(Protocol):
     @property
     def has_asked(self) -> bool:
         """Whether the peer has asked anything of an export."""
-        return bool(self.connected) and self._phase.has_asked
+        return bool(self.connected) and self._made is not None and self._phase.has_asked
 
     def pause_reading(self) -> None:
         """Read nothing more until L{resume_reading}.
@@ -382,7 +480,11 @@ class ServerConnection(Protocol):
 
     def abort(self) -> None:
         """Close at once."""
-        self._lifetime.abort()
+        if self._made is not None:
+            self._lifetime.abort()
+        else:
+            self._ended_early = True
+            self.transport.abortConnection()
 
     def give_way(self) -> None:
         """Close at once, for another connection."""

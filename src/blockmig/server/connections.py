@@ -5,6 +5,7 @@ Rules:
 * the number of connections is limited: when there are as many as there may be, a client that has
   never asked anything of the disk is closed for the new one (`admission`); where all have, the new
   one is closed without a greeting;
+* one address cannot take all places, where its number is limited;
 * none is accepted once the server is stopping;
 * while clients are relayed, one that connects is forwarded from its first byte, or from its first
   request: where it has negotiated before it belonged to this server (`exports`), and where either
@@ -36,6 +37,7 @@ class ServerFactory:
     @param clients: keeps track of them.
     @param access: to the disk; a side export's handler has another one.
     @param most: how many there may be at a time; 0 for no limit.
+    @param most_of_one: how many of them may come from one address; 0 for no limit.
     @param is_open: whether the server accepts connections.
     @param relay: returns the relay once clients are forwarded; None until then.
     """
@@ -49,6 +51,7 @@ class ServerFactory:
         access: DiskAccess,
         *,
         most: int,
+        most_of_one: int,
         is_open: Callable[[], bool],
         relay: Callable[[], Relay | None],
     ) -> None:
@@ -57,7 +60,9 @@ class ServerFactory:
         self._access = access
         self._is_open = is_open
         self._relay = relay
-        self._admission = Admission(settings.runtime, lambda: clients, self.is_proved, most)
+        self._admission = Admission(
+            settings.runtime, lambda: clients, self.is_proved, most, most_of_one=most_of_one
+        )
 
     def doStart(self) -> None:
         """Nothing to do."""
@@ -108,6 +113,8 @@ class ServerFactory:
 
 class _RelayedConnection(OwnedConnection):
     """The connection of a client that another server greets."""
+
+    greets = False
 
     def begin(self, handshake: HandshakePhase) -> None:
         """Forward the client from its first byte."""

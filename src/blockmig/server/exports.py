@@ -71,6 +71,7 @@ class Exports:
 
     @param max_connections: how many connections there may be at a time, to all exports together; 0
         for no limit.
+    @param max_per_address: how many of them one address may have, as with L{blockmig.Server}.
     @param handshake_timeout: seconds that a connection has to choose an export; 0 for no limit.
     @param tls: how clients may, or must, speak TLS; None where it is not offered.
     @param runtime: the reactor and the system calls, the same as those of what is added; None for
@@ -81,6 +82,7 @@ class Exports:
         self,
         *,
         max_connections: int = 0,
+        max_per_address: int = 0,
         handshake_timeout: float = 30.0,
         tls: ServerTLS | None = None,
         runtime: Runtime | None = None,
@@ -99,6 +101,7 @@ class Exports:
             ),
             self._owner_of,
             max_connections,
+            max_per_address,
         )
 
     def factory(self) -> IProtocolFactory:
@@ -192,13 +195,18 @@ class ExportsFactory:
 
     @param owner_of: returns the owner of the export with a name.
     @param most: how many connections there may be at a time, whoever owns them; 0 for no limit.
+    @param most_of_one: how many of them may come from one address; 0 for no limit.
     @ivar connections: all that were made here and are not gone, whoever owns them.
     """
 
     noisy = False
 
     def __init__(
-        self, settings: ConnectionSettings, owner_of: Callable[[str], Any], most: int
+        self,
+        settings: ConnectionSettings,
+        owner_of: Callable[[str], Any],
+        most: int,
+        most_of_one: int = 0,
     ) -> None:
         self.settings = settings
         self.accepts = True
@@ -209,7 +217,8 @@ class ExportsFactory:
             lambda: self.connections,
             self._is_proved_to_its_owner,
             most,
-            "{most} clients are connected to its exports already",
+            full="{most} clients are connected to its exports already",
+            most_of_one=most_of_one,
         )
         self._waiting: list[Deferred[None]] = []
 

@@ -1,13 +1,13 @@
 """The phase in which client and server negotiate an export.
 
-Owns the dialogue, and the time that a client has for it. Rules:
+Owns the dialogue. Rules:
 
 * the server speaks first;
 * a client that does not take our answers is not read from, or they could fill the memory;
-* a client that has not finished within the handshake timeout is aborted, whatever it sends, TLS
-  included: the time counts from when the connection was made;
 * TLS begins when our ACK has left, and nothing may come in plain behind STARTTLS. It ends the
-  phase: another one begins inside TLS, and knows nothing of what was said before.
+  phase: another one begins inside TLS, and knows nothing of what was said before;
+* the time that a client has for its handshake, TLS included, is limited by the connection, from
+  when it was made, whatever the client sends.
 """
 
 from __future__ import annotations
@@ -154,26 +154,26 @@ class HandshakePhase(Phase):
             context.outgoing.send([oldstyle_hello(export)])
             self._begin_session(settings.oldstyle, Negotiated(export), b"")
         else:
-            context.timeout.limit(settings.handshake_timeout, self._timed_out)
             context.outgoing.send([self._handshake.data_to_send()])
 
-    def _timed_out(self, seconds: float) -> None:
-        _log.info(
-            "{peer}: no handshake within {timeout} s; connection closed",
-            peer=self._context.peer,
-            timeout=seconds,
-        )
-        self._context.lifetime.abort()
+    def go_on(self) -> None:
+        """The client was greeted already, by L{GREETING}."""
+        self._handshake.data_to_send()
 
     def dataReceived(self, data: bytes) -> None:
         if CLOSING in self._context.holds.reasons:
             return
         self._context.timeout.reset()  # the limit stays; but whoever talks is not silent
         self._advanced()
+        self._go_on(data)
+
+    def _go_on(self, data: bytes) -> None:
         try:
             if self._starting is not None:
                 raise RemoteProtocolError("it has sent something in plain behind STARTTLS")
             self._answer(data)
+            while self._handshake.stalled and BACKLOG not in self._context.holds.reasons:
+                self._answer(b"")
         except RemoteProtocolError as error:
             self._starting = None
             self._protocol_error(error)
@@ -202,6 +202,8 @@ class HandshakePhase(Phase):
         """The client has taken our answers: read on."""
         if BACKLOG in self._context.holds.reasons:
             self._context.holds.release(BACKLOG)
+            if self._handshake.stalled and CLOSING not in self._context.holds.reasons:
+                self._go_on(b"")
         self._start_tls()
 
     def _start_tls(self) -> None:

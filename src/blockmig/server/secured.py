@@ -33,7 +33,9 @@ _log = Logger()
 class SecuredClient(typing.Protocol):
     """What TLS needs of its connection."""
 
-    peer: str
+    @property
+    def peer(self) -> str:
+        """Its address, for messages."""
 
     def tls_stands(self) -> None:
         """The client is let in."""
@@ -72,12 +74,18 @@ class Secured:
         """Let the client in, or not."""
         self._stands = True
         certificate = self.transport.verified_certificate
-        if why := self._policy.refusal(certificate):
+        if why := self._why_refused(certificate):
             self._note("tls-refused", f"refused: {why}")
             self._client.close()
             return
         self.certificate = certificate
         self._client.tls_stands()
+
+    def _why_refused(self, certificate: Any) -> str:
+        try:
+            return self._policy.refusal(certificate)
+        except Exception as error:  # who cannot be judged is not let in
+            return f"the policy fails: {type(error).__name__}: {error}"
 
     def tls_received(self, data: bytes) -> None:
         self._client.plaintext_received(data)

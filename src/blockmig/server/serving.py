@@ -149,6 +149,8 @@ class Server:
     @param oldstyle: speak the old handshake.
     @param max_connections: how many connections there may be at a time; 0 for no limit. One that
         has asked nothing of the disk is closed for a new one.
+    @param max_per_address: how many of them one IPv4 address, or one IPv6 network of 64 bits, may
+        have; 0 for no limit. This host's own (loopback, UNIX sockets) has none.
     @param handshake_timeout: seconds that a connection has to negotiate; 0 for no limit.
     @param request_timeout: seconds of silence after which a client that has begun a request, or has
         replies to take, is given up; 0 for never.
@@ -169,6 +171,7 @@ class Server:
         read_only: bool = False,
         oldstyle: bool = False,
         max_connections: int = 0,
+        max_per_address: int = 0,
         handshake_timeout: float = 30.0,
         request_timeout: float = 300.0,
         latency: LatencyMonitor | None = None,
@@ -230,6 +233,7 @@ class Server:
             self._clients,
             self._access,
             most=max_connections,
+            most_of_one=max_per_address,
             is_open=lambda: not self._ending.begun,
             relay=lambda: self._ending.relay,
         )

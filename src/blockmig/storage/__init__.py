@@ -10,7 +10,7 @@ from .deletable import why_names_stay
 from .departed import DepartedDisk
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap, TouchedMap
-from .disk import PROBE_SIZE, DescriptorDisk, held_descriptor
+from .disk import PROBE_SIZE, DescriptorDisk, has_descriptor, held_descriptor
 from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
@@ -30,6 +30,7 @@ from .open import open_disk
 from .record_paths import (
     ROOTS_DIRECTORY,
     aside_path,
+    decides_by_owner,
     default_state_directory,
     device_record_path,
     is_aside,
@@ -41,6 +42,7 @@ from .record_paths import (
 from .room import Room
 from .scan import Scan, Segment, split_data
 from .survey import Survey
+from .trusted import Untrusted, open_trusted
 from .users import User, is_open_elsewhere, users_of
 from .watched import DiskVersion, describe_version, version_at
 
@@ -66,9 +68,11 @@ __all__ = [
     "Segment",
     "Survey",
     "TouchedMap",
+    "Untrusted",
     "User",
     "aside_path",
     "boot_id",
+    "decides_by_owner",
     "default_state_directory",
     "describe_contents",
     "describe_version",
@@ -80,6 +84,7 @@ __all__ = [
     "filesystem_of",
     "find_data",
     "guard",
+    "has_descriptor",
     "held_descriptor",
     "image_format",
     "is_aside",
@@ -92,6 +97,7 @@ __all__ = [
     "is_still_attached",
     "layers_of",
     "open_disk",
+    "open_trusted",
     "path_of",
     "paths_aside",
     "record_path",

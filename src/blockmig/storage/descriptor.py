@@ -9,6 +9,7 @@ Rules:
 * whoever makes a system call with the number does so inside a C{with} statement, so that it is
   counted;
 * once it is to be closed nobody is let in any more, and the last one who leaves closes it;
+* an error of close(2) is nobody's: the outcome of what was done with the file is known by then;
 * to count costs no lock, since every read and write does it: appending to a list, taking the last
   item from it, and setting an attribute are atomic each, and their order does the rest. Who enters
   is counted before he looks whether it is open; who closes says so before he looks for others.
@@ -16,6 +17,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 
 from ..syscalls import SystemCalls
@@ -62,4 +64,7 @@ class Descriptor:
             number = self._to_close.pop()  # by one only, whoever else comes here at the same time
         except IndexError:
             return
-        self._system.close(number)
+        # Linux has closed it also where this fails: on a file system that is gone, or that reports
+        # only now what a write has met. Whoever relies on a write has flushed, and been told then.
+        with contextlib.suppress(OSError):
+            self._system.close(number)

@@ -45,6 +45,7 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
         of its records is not made.
     @param state_directory: where its records are; None for the default.
     @ivar record_path: what their paths begin with.
+    @ivar state_directory: as given.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class BlockDisk(DescriptorDisk, WatchedDevice):
             self.close()
             raise DiskRefused(f"{self.name}: the device is read-only (blockdev --getro says so)")
         self.record_path = record_path(path, state_directory, system)
+        self.state_directory = state_directory
         if not exclusive:
             return
         directory = os.path.dirname(self.record_path)

@@ -88,6 +88,7 @@ class DescriptorDisk:
         if size is None and sized_later:
             size = 0  # of a new file: it gets its size later
         self._descriptor = Descriptor(self._open(size), self.name, system)
+        self._may_hang = self._is_remote()
         try:
             self._find_size(size)
         except BaseException:
@@ -178,8 +179,20 @@ class DescriptorDisk:
     # IDisk, from here on.
 
     def fileno(self) -> int | None:
-        """The descriptor; None once closed, before the file has its size, and if it shrank."""
-        return None if self._unsized or self._shrunk else self._descriptor.number
+        """The descriptor; None once closed, before the file has its size, and if it shrank; and
+        where a call may never return: that belongs in a thread."""
+        if self._unsized or self._shrunk or self._may_hang:
+            return None
+        return self._descriptor.number
+
+    def _is_remote(self) -> bool:
+        """Whether it is on a network file system, or on FUSE, which may hang."""
+        return False
+
+    @property
+    def has_descriptor(self) -> bool:
+        """Whether it is open, and has its size."""
+        return not self._unsized and self._descriptor.number is not None
 
     @property
     def blank(self) -> bool:
@@ -384,6 +397,13 @@ class DescriptorDisk:
             ours = self._system.fstat(descriptor)
         if not os.path.samestat(ours, self._system.stat(self.path)):
             raise OSError(errno.ESTALE, f"{self.path} is not the file that was opened")
+
+
+def has_descriptor(disk: IDisk) -> bool:
+    """Whether L{held_descriptor} has one, be it one by which no payload is moved."""
+    if isinstance(disk, DescriptorDisk):
+        return disk.has_descriptor
+    return disk.fileno() is not None
 
 
 @contextlib.contextmanager

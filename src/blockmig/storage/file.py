@@ -50,6 +50,9 @@ class FileDisk(DescriptorDisk, WatchedFile):
         """What the paths of its records begin with: they are beside the file."""
         return self.path
 
+    def _is_remote(self) -> bool:
+        return is_remote(filesystem_of(self.path))
+
     def identity(self) -> str:
         """Distinguishes this file from another one that has its name later."""
         with self._descriptor as descriptor:

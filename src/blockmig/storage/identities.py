@@ -140,7 +140,7 @@ class DeviceIdentity:
         found = {}
         for part in text.split("; "):
             kind, _, value = part.partition(" ")
-            found[kind] = os.fsdecode(urllib.parse.unquote_to_bytes(value))
+            found[kind] = os.fsdecode(urllib.parse.unquote_to_bytes(os.fsencode(value)))
         number, sequence = found.pop("device"), found.pop("diskseq", "")
         return cls(number, sequence, found.pop("partition", ""), tuple(found.items()))
 

@@ -15,8 +15,12 @@ Rules (design, section 2: R10):
 * what was interrupted when only some records of a device were set aside is finished by whoever
   looks for records next, before they are read: none of them hides what the others say;
 * a state directory other than the usual one is noted in that, so that records in it are found
-  without its name. Only what is proved to be of this disk counts there; and what may not be read,
-  so that the caller sees that.
+  without its name. So are those below root's, which systemd makes for services. Only what is proved
+  to be of this disk counts there; and what may not be read, so that the caller sees that;
+* a note counts only if root has written it, or the user of this process;
+* who may write in a state directory has a say in every device that its records name. So its owner
+  does only where somebody has chosen it for this command, or root for a service
+  (L{decides_by_owner}).
 """
 
 from __future__ import annotations
@@ -30,10 +34,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
-from ..syscalls import (
-    SYSTEM,
-    SystemCalls,
-)
+from ..syscalls import SYSTEM, SystemCalls, describe_error
 from .errors import DiskRefused
 from .identities import (
     boot_id,
@@ -42,6 +43,7 @@ from .identities import (
     is_whole,
     same_disk,
 )
+from .trusted import Untrusted, open_regular
 
 ROOTS_DIRECTORY: Final = "/var/lib/blockmig"
 """Where root's records of devices are by default."""
@@ -49,6 +51,9 @@ ROOTS_DIRECTORY: Final = "/var/lib/blockmig"
 _ASIDE: Final = ":"  # not in any path that is escaped
 _ELSEWHERE: Final = "elsewhere"
 _LONGEST: Final = 65536
+_OF_SERVICES: Final = "/var/lib/private"
+"""Where systemd keeps the directories of services that have a user only while they run; there are
+links to them in C{/var/lib}."""
 
 
 def default_state_directory() -> str:
@@ -77,22 +82,32 @@ def record_path(path: str, state_directory: str | None = None, system: SystemCal
         return device_record_path(path, _number(path), state_directory, system)
     directory = os.path.abspath(state_directory or default_state_directory())
     beside = os.path.realpath(path)
-    if not os.path.exists(path):
+    if _status(path) is None:
         # A device that is gone is known only by its records; a link to it may still be there.
-        divided = _finish_setting_aside(directory, system)
-        known = _stems(directory, system)
-        for name in (os.path.abspath(path), beside):
-            if (stem := _escape(name)) in divided:
-                raise DiskRefused(_several(path, directory, divided[stem]))
-            if stem in known:
-                return os.path.join(directory, stem)
-        for name in (os.path.abspath(path), beside):
-            aside = sorted(stem for stem in known if _is_aside(stem, _escape(name)))
-            if len(aside) > 1:
-                raise DiskRefused(_several(path, directory, aside))
-            if aside:
-                return os.path.join(directory, aside[0])
+        with _refusing(path):
+            return _path_of_departed(path, beside, directory, system) or beside
     return beside
+
+
+def _path_of_departed(path: str, beside: str, directory: str, system: SystemCalls) -> str:
+    """The path of the records of a device that is gone; "" where there are none.
+
+    @param beside: what the path leads to.
+    """
+    divided = _finish_setting_aside(directory, system)
+    known = _stems(directory, system)
+    for name in (os.path.abspath(path), beside):
+        if (stem := _escape(name)) in divided:
+            raise DiskRefused(_several(path, directory, divided[stem]))
+        if stem in known:
+            return os.path.join(directory, stem)
+    for name in (os.path.abspath(path), beside):
+        aside = sorted(stem for stem in known if _is_aside(stem, _escape(name)))
+        if len(aside) > 1:
+            raise DiskRefused(_several(path, directory, aside))
+        if aside:
+            return os.path.join(directory, aside[0])
+    return ""
 
 
 def state_path(path: str, directory: str) -> str:
@@ -136,10 +151,18 @@ def device_record_path(
 
     @param path: after which new records are named.
     @param sys: where sysfs is.
-    @raise DiskRefused: there are records of it by several names.
+    @raise DiskRefused: there are records of it by several names; or that cannot be found out.
     """
     directory = os.path.abspath(state_directory or default_state_directory())
-    device = _Device(path, number, system, sys)
+    with _refusing(path):
+        return _path_of(_Device(path, number, system, sys), path, directory, system)
+
+
+def _path_of(device: _Device, path: str, directory: str, system: SystemCalls) -> str:
+    """As L{device_record_path}.
+
+    @raise OSError: a directory cannot be read.
+    """
     divided = _finish_setting_aside(directory, system)
     stems = _stems(directory, system)
     answers = {stem: device.is_subject(os.path.join(directory, stem)) for stem in sorted(stems)}
@@ -298,32 +321,53 @@ def _sighting(path: str, system: SystemCalls) -> tuple[str, str] | None:
 
 
 def _is_unreadable(records: str, system: SystemCalls) -> bool:
-    """Whether there are records that we may not read: another user's."""
+    """Whether there are records that we may not read, another user's; or that are no files."""
     directory, stem = os.path.split(records)
     paths = [os.path.join(directory, name) for name in _names(directory, system)]
     return any(
-        _stem(os.path.basename(path)) == stem and not system.access(path, os.R_OK) for path in paths
+        _stem(os.path.basename(path)) == stem
+        and (os.path.islink(path) or not os.path.isfile(path) or not system.access(path, os.R_OK))
+        for path in paths
     )
 
 
 def _parsed(path: str, system: SystemCalls) -> dict[str, Any]:
     """The fields of a record; none if it cannot be read."""
     try:
-        descriptor = system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Whoever it belongs to: it is only found here, and whether it counts is for others to say.
+        descriptor = open_regular(path, system)
         try:
             parsed = json.loads(system.pread(descriptor, _LONGEST, 0))
         finally:
             system.close(descriptor)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError, Untrusted):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
 
 def _names(directory: str, system: SystemCalls) -> list[str]:
+    """What is in a directory; nothing where it does not exist, or may not be listed.
+
+    @raise OSError: the medium has failed: what is there is not known.
+    """
     try:
         return system.listdir(directory)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
+    except OSError as error:
+        raise OSError(error.errno, f"{directory}: {describe_error(error)}") from None
+
+
+@contextlib.contextmanager
+def _refusing(path: str) -> Iterator[None]:
+    """Where the records of the disk at C{path} are cannot be found out if the medium fails.
+
+    @raise DiskRefused: it has failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskRefused(f"{path}: {describe_error(error)}") from None
 
 
 def _stem(name: str) -> str:
@@ -369,10 +413,48 @@ def _others(directory: str, system: SystemCalls) -> Iterable[str]:
     """The state directories of this host that are known, but for C{directory}."""
     usual = dict.fromkeys((default_state_directory(), ROOTS_DIRECTORY))
     notes = (os.path.join(place, _ELSEWHERE) for place in usual)
-    links = (os.path.join(place, name) for place in notes for name in sorted(_names(place, system)))
+    links = [
+        *(
+            os.path.join(place, name)
+            for place in notes
+            if _is_of_ours(place)
+            for name in sorted(_names(place, system))
+        ),
+        *(
+            os.path.join(ROOTS_DIRECTORY, name)
+            for name in sorted(_names(ROOTS_DIRECTORY, system))
+            if name != _ELSEWHERE and not _stem(name)
+        ),
+    ]
     # Many may have been removed meanwhile; to ask for them is quicker than to resolve their names.
     noted = (os.path.realpath(link) for link in links if _names(link, system))
-    return [other for other in dict.fromkeys((*usual, *noted)) if other != directory]
+    own = os.path.realpath(directory)
+    return [other for other in dict.fromkeys((*usual, *noted)) if other not in (directory, own)]
+
+
+def _is_of_ours(directory: str) -> bool:
+    """Whether that is a directory of root's, or of this user."""
+    try:
+        status = os.lstat(directory)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid in (0, os.geteuid())
+
+
+def decides_by_owner(records: str, state_directory: str | None) -> bool:
+    """Whether records of a device count that belong to the owner of their directory.
+
+    @param records: what their paths begin with.
+    @param state_directory: the one that was chosen for this command; None for none.
+    """
+    directory = os.path.realpath(os.path.dirname(records))
+    if state_directory is not None and directory == os.path.realpath(state_directory):
+        return True
+    services = os.path.join(_OF_SERVICES, os.path.basename(ROOTS_DIRECTORY))
+    return any(
+        os.path.commonpath((directory, place)) == place
+        for place in (os.path.realpath(ROOTS_DIRECTORY), services)
+    )
 
 
 def _escape(path: str) -> str:
@@ -401,9 +483,18 @@ def is_device(path: str) -> bool:
 
     @raise DiskRefused: C{path} cannot be examined.
     """
+    status = _status(path)
+    return status is not None and stat.S_ISBLK(status.st_mode)
+
+
+def _status(path: str) -> os.stat_result | None:
+    """The status of what is at C{path}; None where there is nothing.
+
+    @raise DiskRefused: that cannot be found out.
+    """
     try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
+        return os.stat(path)
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         raise DiskRefused(f"{path}: {error.strerror}") from None

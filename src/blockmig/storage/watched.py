@@ -198,7 +198,7 @@ class WatchedFile(_Watched):
             self._system.sync_directory(os.path.dirname(path))
             return path
         for new in self._new_names():
-            if os.path.lexists(new):
+            if self._system.exists(new):
                 continue
             announce(new)
             # Somebody may have created it just now.
@@ -271,7 +271,7 @@ class WatchedFile(_Watched):
         except FileExistsError:
             raise
         except OSError:  # no hard links on this file system
-            if os.path.lexists(new):
+            if self._system.exists(new):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from None
             self._system.rename(temporary, new)
 

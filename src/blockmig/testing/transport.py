@@ -147,6 +147,11 @@ class MemoryTransport:
         self._waiting = 0
 
     @property
+    def connected(self) -> bool:
+        """Whether the connection is there still, as Twisted's transports say it."""
+        return not self.gone
+
+    @property
     def _aborted(self) -> bool:
         return isinstance(self.reason, ConnectionAborted)
 

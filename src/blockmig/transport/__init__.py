@@ -5,9 +5,11 @@ receiving), TLS (`secure`, which is imported where TLS begins, since OpenSSL tak
 limits, and endpoints. Of NBD it knows only the URIs, not the messages.
 """
 
+from .awaits_user import AwaitsUser
 from .endpoints import (
     BadEndpoint,
     CannotListen,
+    accept_few,
     client_endpoint,
     describe_address,
     listen,
@@ -18,7 +20,7 @@ from .endpoints import (
 )
 from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
-from .plain import has_hung_up, is_plain_socket, is_readable, unacknowledged
+from .plain import has_hung_up, is_plain_socket, is_readable, peer_user, unacknowledged
 from .rate import Limiter, Pacer, RateLimiter, YieldingLimiter
 from .read_ahead import PIECE, ReadAhead
 from .regions import FileRegion
@@ -27,6 +29,7 @@ from .tls import ClientTLS, ServerTLS, TLSFailure
 __all__ = [
     "LONGEST_MOVE",
     "PIECE",
+    "AwaitsUser",
     "BadEndpoint",
     "CannotListen",
     "ClientTLS",
@@ -41,6 +44,7 @@ __all__ = [
     "ServerTLS",
     "TLSFailure",
     "YieldingLimiter",
+    "accept_few",
     "client_endpoint",
     "describe_address",
     "has_hung_up",
@@ -48,6 +52,7 @@ __all__ = [
     "is_readable",
     "listen",
     "listening_uris",
+    "peer_user",
     "server_endpoint",
     "stop_listening",
     "tune",

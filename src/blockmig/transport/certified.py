@@ -247,6 +247,16 @@ def _context(certificates: Certificates) -> SSL.Context:
     return context
 
 
+def _set_verify(context: SSL.Context, mode: int, verifier: Any) -> None:
+    try:
+        context.set_verify(mode, verifier)
+    except MemoryError:  # cffi makes the code by which OpenSSL calls back
+        raise TLSFailure(
+            "TLS needs memory that is both written and executed, and this process may have none: "
+            "under systemd, give its unit MemoryDenyWriteExecute=no"
+        ) from None
+
+
 # The callback is the context's, not the connection's: only then pyOpenSSL raises what it raises.
 
 
@@ -256,7 +266,7 @@ class _ServerCreator:
         self._context = context
         if verify_peer:
             mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
-            context.set_verify(mode, _verifier("the client's certificate", lambda one: None))
+            _set_verify(context, mode, _verifier("the client's certificate", lambda one: None))
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         return SSL.Connection(self._context, None)
@@ -269,7 +279,7 @@ class _ClientCreator:
         self._host = host
         if verify_peer:
             verifier = _verifier("the server's certificate", self._check_name)
-            context.set_verify(SSL.VERIFY_PEER, verifier)
+            _set_verify(context, SSL.VERIFY_PEER, verifier)
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         connection = SSL.Connection(self._context, None)

@@ -9,6 +9,7 @@ second, with one log line a minute.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Any, Final
 
@@ -134,7 +135,7 @@ async def listen(
         else:
             if not IListeningPort.providedBy(port):
                 raise CannotListen(f"{text} accepts no connections")
-            _accept_few(port)
+            accept_few(port)
             return port
         number = getattr(reason, "errno", None)
         why, busy = _why_not(reason)
@@ -192,7 +193,7 @@ def listening_uris(
     """
     address = port.getHost()
     if isinstance(address, UNIXAddress):
-        path = address.name.decode() if isinstance(address.name, bytes) else str(address.name)
+        path = os.fsdecode(address.name or b"")  # any bytes
         return [str(NBDURI(export=export, socket=path, tls=tls))], True
     if isinstance(address, IPv4Address | IPv6Address):
         host = address.host
@@ -235,12 +236,10 @@ def tune(transport: Any) -> None:
     (a quarter of the time of a migration on one machine); TCP's grows by itself, and is worse when
     set. Does nothing on a transport that is no plain socket.
 
-    The port that has made it accepts only some 20 connections in a turn of the reactor, instead of
-    100 and more: others can be closed for them only in the next.
     """
     if not is_plain_socket(transport):
         return
-    _accept_few(getattr(transport, "server", None))
+    accept_few(getattr(transport, "server", None))
     handle = transport.getHandle()
     if handle.family == socket.AF_UNIX:
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
@@ -254,8 +253,11 @@ def tune(transport: Any) -> None:
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT)
 
 
-def _accept_few(port: Any) -> None:
-    """Have a port of Twisted's accept few connections in a turn; see L{tune}."""
+def accept_few(port: Any) -> None:
+    """Have a port of Twisted's accept only some 20 connections in a turn of the reactor.
+
+    By itself it accepts 100 and more; and others can be closed for them only in the next turn.
+    """
     if hasattr(port, "numberAccepts"):
         port.numberAccepts = 1  # it adds 20 whenever it has accepted as many
 

@@ -15,10 +15,16 @@ import select
 import socket
 import struct
 import termios
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ISSLTransport
+
+_CREDENTIALS: Final = struct.Struct("iII")
+"""C{struct ucred}: the process, its user, its group."""
+
+_NOBODY: Final = 0xFFFFFFFF
+"""What the kernel says where there are none."""
 
 
 class LayeredTransport:
@@ -60,6 +66,24 @@ def has_hung_up(transport: object) -> bool:
     poll = select.poll()
     poll.register(transport.fileno(), events)
     return any(found & events for _, found in poll.poll(0))
+
+
+def peer_user(transport: object) -> int | None:
+    """Who has connected to a UNIX socket: the number of the user; None where it is unknown.
+
+    SO_PEERCRED of unix(7), which the kernel keeps as of the connect(2).
+    """
+    if not is_plain_socket(transport):
+        return None
+    handle = transport.getHandle()
+    if handle.family != socket.AF_UNIX:
+        return None
+    try:
+        answer = handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _, user, _ = _CREDENTIALS.unpack(answer)
+    except (OSError, struct.error):
+        return None
+    return None if user == _NOBODY else int(user)
 
 
 def is_readable(transport: object) -> bool:

@@ -220,6 +220,7 @@ class SecureTransport(LayeredTransport):
         self._state = _State.CLOSED
         self._stop_producer()
         self._below.stopProducing()
+        self._connection.set_app_data(None)  # or its memory waited for the garbage collector
 
     # To what is beneath.
 

@@ -27,7 +27,8 @@ class ServerTLS:
 
     @ivar creator: called for each STARTTLS; returns an C{IOpenSSLServerConnectionCreator}.
         Raises L{TLSFailure} where the certificates cannot be used now.
-    @ivar required: serve nothing before STARTTLS.
+    @ivar required: serve nothing before STARTTLS. Where it is not, who goes without TLS is served
+        too, and C{refusal} is not asked.
     @ivar refusal: called with the client's verified certificate (an C{OpenSSL.crypto.X509}, or None
         where it sent none) once TLS stands; returns why this client is refused, "" if it is not.
     """

@@ -50,6 +50,16 @@ class IdentityOptionsTests(SynchronousTestCase):
             self.refused("chmod 600", "--secret", self.file(mode=mode))
         self.assertEqual(SECRET, self.parse("--secret", self.file(mode=0o400)).secret)
 
+    def test_a_credential_of_systemd_may_have_an_access_control_list(self):
+        """Then the bits of the group are its mask."""
+        path = self.file(mode=0o440)
+        directory = os.path.dirname(os.path.abspath(path))
+        self.assertEqual(0o077, common.others_of(path, {}))
+        self.assertEqual(0o077, common.others_of(path, {"CREDENTIALS_DIRECTORY": "/"}))
+        self.patch(os, "environ", {**os.environ, "CREDENTIALS_DIRECTORY": directory})
+        self.assertEqual(SECRET, self.parse("--secret", path).secret)
+        self.refused("others can read it", "--secret", self.file(mode=0o444))
+
     def test_what_is_no_secret_is_refused(self):
         self.refused("too short", "--secret", self.file(SECRET[:15]))
         self.refused("too short", "--secret", self.file(b"\n" * 20))

@@ -74,6 +74,64 @@ class WorkingDirectoryTests(Case):
             self.parse(*(one.replace("x", "/x") if one == "x" else one for one in arguments))
 
 
+class PeerTests(Case):
+    def test_who_may_connect_may_be_given_several_times(self):
+        for command in ("receive", "serve"):
+            options = self.parse(
+                *[command, "x", "--allow", "192.0.2.0/24", "--allow=2001:DB8::7", "--insecure"],
+                *["--allow-uid", "root", "--allow-uid", "107"],
+            )
+            self.assertEqual(["192.0.2.0/24", "2001:db8::7"], options["allow"])
+            self.assertEqual(([0, 107], 1), (options["allow-uid"], options["insecure"]))
+
+    def test_mistakes_are_refused_in_words_that_help(self):
+        for command in ("receive", "serve"):
+            for option, words in (
+                ("--allow=10.0.0.0/33", "--allow: '10.0.0.0/33': an IPv4 address has 32 bits"),
+                ("--allow=192.0.2.7/24", "do you mean 192.0.2.0/24, or 192.0.2.7 alone?"),
+                ("--allow=backup.example", "names are not looked up"),
+                ("--allow=", "is not an address"),
+                ("--allow-uid=no-such-user", "--allow-uid: there is no user 'no-such-user'"),
+            ):
+                self.refused(words, command, "x", option)
+
+
+class AclTests(Case):
+    def test_without_arguments_it_asks(self):
+        options = self.parse("acl", "--control", "/c")
+        self.assertEqual((False, None), (options.replaces, options.nets))
+
+    def test_the_arguments_replace_the_list(self):
+        options = self.parse("acl", "--control", "/c", "192.0.2.7", "::ffff:10.0.0.0/104")
+        self.assertEqual((True, ["192.0.2.7", "10.0.0.0/8"]), (options.replaces, options.nets))
+
+    def test_any_removes_it(self):
+        options = self.parse("acl", "--control", "/c", "--any")
+        self.assertEqual((True, None), (options.replaces, options.nets))
+
+    def test_a_list_is_read_from_standard_input(self):
+        text = "# hosts\n192.0.2.7  # here\n\n  2001:db8::/64\n"
+        self.patch(sys, "stdin", io.StringIO(text))
+        options = self.parse("acl", "--control", "/c", "-")
+        self.assertEqual(["192.0.2.7", "2001:db8::/64"], options.nets)
+
+    def test_mistakes_are_refused(self):
+        self.refused("--control is missing", "acl")
+        self.refused("'host': is not an address", "acl", "--control", "/c", "host")
+        self.refused("contradict", "acl", "--control", "/c", "--any", "192.0.2.7")
+        self.refused("'-': is not an address", "acl", "--control", "/c", "-", "192.0.2.7")
+        for text, words in (
+            ("", "has no CIDR: to let everybody connect say --any"),
+            ("# nothing\n", "has no CIDR"),
+            ("host\n", "'host': is not an address"),
+            ("1" * 2_000_000, "has more than 1048576 characters"),
+        ):
+            self.patch(sys, "stdin", io.StringIO(text))
+            self.refused(words, "acl", "--control", "/c", "-")
+        self.patch(sys, "stdin", None)
+        self.refused("standard input is closed", "acl", "--control", "/c", "-")
+
+
 class ReceiveTests(Case):
     def test_receive_has_its_defaults(self):
         options = self.parse("receive", "--file", "disk.img")
@@ -83,6 +141,9 @@ class ReceiveTests(Case):
                 "file": "disk.img",
                 "size": None,
                 "listen": None,
+                "allow": [],
+                "allow-uid": [],
+                "insecure": 0,
                 "control": None,
                 "export": "",
                 "oldstyle": 0,
@@ -153,6 +214,19 @@ class ReceiveTests(Case):
         self.refused("leave out --control", "receive", "-f", "x", "--replace", *own)
         self.assertRaises(usage.UsageError, self.parse, "receive", "-f", "x", "extra")
         self.assertRaises(usage.UsageError, self.parse, "receive", "-f", "x", "--nonsense")
+
+
+class ServeTests(Case):
+    def test_one_address_cannot_take_all_places_by_default(self):
+        for arguments, most in (
+            ((), 96),
+            (("--max-connections", "10"), 7),
+            (("--max-connections", "2"), 4),
+            (("--max-connections", "0"), 0),
+            (("--max-per-address", "5"), 5),
+            (("--max-per-address", "0"), 0),
+        ):
+            self.assertEqual(most, self.parse("serve", "x", *arguments)["max-per-address"])
 
 
 class SendTests(Case):

@@ -39,8 +39,10 @@ class RemotePlaceTests(SynchronousTestCase):
             ("web2:", "names no file"),
             ("web2:/images/", "names no file"),
             ("-oProxyCommand=x:/x", "cannot be a host"),
+            ("[-oProxyCommand=x]:/x", "cannot be a host"),
             ("web 2:/x", "cannot be a host"),
             ("web2:~other/x", "cannot be a path"),
+            ("web2:/~/x", "cannot be a path"),
             ("nbd://web2/x", "is a URI"),
             ("ssh://web2", "names no file"),
         ):

@@ -83,6 +83,26 @@ class StatusTextTests(SynchronousTestCase):
         self.assertNotIn("TLS: on", text)
         self.assertIn("TLS: on, for clients that ask for it", as_text({"tls": "on"}))
 
+    def allowed(self, **fields):
+        return [line for line in as_text(fields).split("\n") if "allowed" in line]
+
+    def test_who_may_connect_is_shown(self):
+        nets = ["192.0.2.0/24", "2001:db8::/64"]
+        self.assertEqual(
+            ["allowed: 192.0.2.0/24, 2001:db8::/64; 17 connections refused"],
+            self.allowed(allow=nets, allow_count=2, allow_uid=None, refused=17),
+        )
+        self.assertEqual(
+            ["allowed: nobody", "allowed at UNIX sockets: users 0, 107; 0 connections refused"],
+            self.allowed(allow=[], allow_count=0, allow_uid=[0, 107], refused=0),
+        )
+        many = [f"192.0.2.{number}" for number in range(100)]
+        (line,) = self.allowed(allow=many, allow_count=10_000, allow_uid=None)
+        self.assertEqual(f"allowed: {', '.join(many[:8])} and 9992 more", line)
+
+    def test_where_everybody_may_connect_nothing_is_shown_of_it(self):
+        self.assertEqual([], self.allowed(allow=None, allow_uid=None, refused=0))
+
     def test_missing_or_strange_fields_do_not_break_the_text(self):
         self.assertIn("no clients", as_text({}))
         strange = dict.fromkeys(

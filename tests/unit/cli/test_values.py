@@ -10,9 +10,11 @@ from blockmig.cli.values import (
     parse_address,
     parse_bytes,
     parse_milliseconds,
+    parse_network,
     parse_port,
     parse_rate,
     parse_seconds,
+    parse_user,
 )
 
 
@@ -101,3 +103,29 @@ class AddressTests(SynchronousTestCase):
             self.assertEqual(expected, parse_address(text))
         for text in ("", "web2", "0.0.0.0", "::", "224.0.0.1", "192.0.2.7:1", "fe80::1%eth0"):
             self.assertRaises(ValueError, parse_address, text)
+
+
+class PeerTests(SynchronousTestCase):
+    def test_a_network_is_written_in_one_way(self):
+        self.assertEqual("192.0.2.0/24", parse_network("::ffff:192.0.2.0/120"))
+        self.assertEqual("2001:db8::7", parse_network("2001:DB8::7/128"))
+        self.assertRaises(ValueError, parse_network, "10.0.0.0/33")
+
+    def test_a_user_is_a_number_or_a_name(self):
+        self.assertEqual(0, parse_user("root"))
+        self.assertEqual(107, parse_user("107"))
+        self.assertEqual(7, parse_user("0007"))
+        self.assertEqual(2**32 - 2, parse_user(str(2**32 - 2)))
+
+    def test_what_is_no_user_is_refused(self):
+        for text, words in {
+            "nobody-of-that-name": "there is no user 'nobody-of-that-name' on this host",
+            "": "there is no user '' on this host",
+            "-1": "there is no user '-1'",
+            "a\0b": "there is no user",
+            "\u0667": "there is no user",
+            str(2**32 - 1): "is higher than the number of any user",
+            "9" * 10_000: "is higher than the number of any user",
+        }.items():
+            error = self.assertRaises(ValueError, parse_user, text)
+            self.assertIn(words, str(error))

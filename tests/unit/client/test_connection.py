@@ -125,9 +125,17 @@ class ConnectionTests(ConnectionCase):
 
     def test_a_connection_lost_during_the_handshake_says_so(self):
         self.connect()
+        self.connection.dataReceived(b"NBDMAGIC")
         self.lose(ConnectionLost())
         words = "the connection was closed during the handshake"
         self.assertEqual([("connection_lost", words)], self.user.ends())
+
+    def test_a_connection_lost_before_the_greeting_may_have_been_refused(self):
+        self.connect()
+        self.lose(ConnectionLost())
+        ((_, why),) = self.user.ends()
+        self.assertIn("closed during the handshake, before a greeting", why)
+        self.assertIn("allow-list", why)
 
     def test_the_end_is_reported_once_whatever_happens_in_whatever_order(self):
         """The connection fails, is given up and is lost in every order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -168,7 +169,7 @@ class SocketFileTests(SynchronousTestCase):
         self.assert_refused("in use")
 
     def test_a_socket_that_began_to_listen_meanwhile_is_kept(self):
-        """A program of Twisted's knows nothing of our lock on the directory."""
+        """A program of Twisted's knows nothing of our lock."""
         self.left_behind()
         original, ours = socket_file._lock, []
 
@@ -180,6 +181,49 @@ class SocketFileTests(SynchronousTestCase):
         with mock.patch.object(socket_file, "_lock", lock):
             self.assertIn("in use", str(self.assertRaises(ControlError, self.claim)))
         self.assertEqual(["c"], os.listdir(os.path.dirname(self.path)))
+
+    def test_a_lock_of_the_directory_keeps_nobody_out(self):
+        """Anybody who can read a directory can lock it."""
+        descriptor = os.open(os.path.dirname(self.path), os.O_RDONLY)
+        self.addCleanup(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self.claim().release()
+
+    def test_what_somebody_else_has_put_in_the_place_of_our_lock_is_left_alone(self):
+        ours = self.path + ".claim"
+        for make in (
+            lambda: os.symlink("precious", ours),
+            lambda: os.mkfifo(ours),
+            lambda: os.mkdir(ours),
+        ):
+            make()
+            self.assert_refused("c.claim is not a file of this user")
+            self.assertFalse(os.path.exists(os.path.join(os.path.dirname(self.path), "precious")))
+            os.rmdir(ours) if os.path.isdir(ours) else os.unlink(ours)
+
+    def test_our_lock_is_no_file_of_another_user(self):
+        self.patch(socket_file.os, "geteuid", lambda: 54321)
+        with open(self.path + ".claim", "w"):
+            pass
+        self.assert_refused("c.claim is not a file of this user")
+
+    def test_a_lock_that_a_dead_process_left_behind_is_used(self):
+        with open(self.path + ".claim", "w"):
+            pass
+        self.claim().release()
+        self.assertEqual([], os.listdir(os.path.dirname(self.path)))
+
+    def test_a_lock_that_its_holder_has_removed_is_none(self):
+        """It was opened before it was removed: another process may hold a new one by now."""
+        original = fcntl.flock
+
+        def flock(descriptor, how):
+            os.unlink(self.path + ".claim")
+            original(descriptor, how)
+
+        with mock.patch.object(socket_file.fcntl, "flock", flock):
+            self.assertRaises(Busy, self.claim)
+        self.claim()
 
     def test_a_failure_leaves_no_files(self):
         with mock.patch.object(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from unittest import mock
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.control import ControlRefused
 from blockmig.control.web import MAXIMUM_BODY, ControlFactory
+from blockmig.transport import awaits_user
 
 
 class Wire(StringTransport):
@@ -27,8 +30,11 @@ class Wire(StringTransport):
             protocol, self.protocol = self.protocol, None
             protocol.connectionLost(Failure(ConnectionError()))
 
+    aborted = False
+
     def abortConnection(self):
         super().abortConnection()
+        self.aborted = True
         self.end()
 
 
@@ -48,6 +54,8 @@ def parsed(data):
 class WebTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
+        self.user = os.geteuid()
+        self.patch(awaits_user, "peer_user", lambda transport: self.user)
         self.routes = {("GET", "/status"): lambda _: {"state": "serving"}}
         self.factory = ControlFactory(self.routes, self.clock, 3, 30.0)
         self.factory.doStart()
@@ -191,7 +199,7 @@ class WebTests(SynchronousTestCase):
         wire = self.request("POST", "/rate", headers=[f"Content-Length: {MAXIMUM_BODY + 1}"])
         ((status, headers, body),) = parsed(wire.value())
         self.assertEqual((413, "close"), (status, headers["connection"]))
-        self.assertIn("65536", body["error"])
+        self.assertIn(f"at most {MAXIMUM_BODY} bytes", body["error"])
         self.assertTrue(wire.disconnecting)
         wire.protocol.dataReceived(b"x" * (MAXIMUM_BODY + 1))
         self.assertEqual(1, len(parsed(wire.value())))
@@ -200,7 +208,7 @@ class WebTests(SynchronousTestCase):
         self.routes["POST", "/rate"] = lambda body: self.fail("called")
         wire = self.request("POST", "/rate", headers=["Transfer-Encoding: chunked"])
         chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
-        for _ in range(4):
+        for _ in range(MAXIMUM_BODY // 0x4000):
             wire.protocol.dataReceived(chunk)
         self.assertEqual(b"", wire.value())
         wire.protocol.dataReceived(chunk * 4 + b"0\r\n\r\n")
@@ -226,11 +234,89 @@ class WebTests(SynchronousTestCase):
         self.clock.advance(31)
         self.assertTrue(wire.disconnecting)
 
+    def test_a_connection_whose_request_dribbles_is_closed(self):
+        """Whatever of it: the first line, the headers, the body; and the second request, too."""
+        start = b"POST /status HTTP/1.1\r\nHost: x\r\n"
+        answered = b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n"
+        for beginning in (b"", start, start + b"Content-Length: 99\r\n\r\n", answered + start):
+            wire = self.connect()
+            wire.protocol.dataReceived(beginning)
+            for _ in range(29):
+                self.clock.advance(1)
+                wire.protocol.dataReceived(b"x")
+                self.assertFalse(wire.disconnecting)
+            self.clock.advance(2)
+            self.assertTrue(wire.disconnecting, beginning)
+            wire.end()
+
+    def test_an_answer_may_take_longer_than_a_request(self):
+        later = Deferred()
+        self.routes["GET", "/later"] = lambda _: later
+        wire = self.request("GET", "/later")
+        self.clock.advance(1000)
+        self.assertFalse(wire.disconnecting)
+        later.callback(5)
+        self.assertEqual(5, parsed(wire.value())[0][2])
+        self.clock.advance(31)
+        self.assertTrue(wire.disconnecting)
+
+    def test_headers_beyond_the_limit_are_refused(self):
+        for headers in (["X: " + "x" * 20_000], ["X: y"] * 1000, ["X: " + "x" * 5000] * 4):
+            wire = self.request("GET", "/status", headers=headers)
+            self.assertNotIn(b"serving", wire.value())
+            self.assertTrue(wire.disconnecting or wire.disconnected)
+            wire.end()
+
+    def test_a_first_line_beyond_the_limit_is_refused(self):
+        wire = self.connect()
+        wire.protocol.dataReceived(b"GET /" + b"x" * 20_000)
+        self.assertTrue(wire.disconnecting or wire.disconnected)
+
+    def test_an_unknown_path_is_not_repeated_at_full_length(self):
+        status, _, body = self.answer("GET", "/" + "x" * 10_000)
+        self.assertEqual(404, status)
+        self.assertLess(len(body["error"]), 200)
+
     def test_connections_beyond_the_limit_are_refused(self):
         wires = [self.connect() for _ in range(3)]
         self.assertIsNone(self.connect())
         wires[0].end()
         self.assertEqual(200, self.answer("GET", "/status")[0])
+
+    def test_root_and_the_user_of_the_process_are_answered(self):
+        for self.user in (0, os.geteuid()):
+            self.assertEqual(200, self.answer("GET", "/status")[0])
+
+    def test_another_user_gets_no_answer(self):
+        """Whatever the mode of the socket's file is by now."""
+        self.patch(os, "geteuid", lambda: 107)
+        self.factory = ControlFactory(self.routes, self.clock, 3, 30.0)
+        for self.user in (1000, 106, None):
+            wire = self.connect()
+            self.assertEqual((b"", True), (wire.value(), wire.aborted), self.user)
+        for self.user in (107, 0):
+            self.assertEqual(200, self.answer("GET", "/status")[0])
+
+    def test_connections_of_other_users_do_not_count(self):
+        self.patch(os, "geteuid", lambda: 107)
+        self.factory = ControlFactory(self.routes, self.clock, 3, 30.0)
+        self.user = 1000
+        for _ in range(5):
+            self.assertTrue(self.connect().aborted)
+        self.user = 107
+        self.assertEqual(200, self.answer("GET", "/status")[0])
+
+    def test_other_users_are_logged_once_a_minute(self):
+        lines = []
+        globalLogPublisher.addObserver(lines.append)
+        self.addCleanup(globalLogPublisher.removeObserver, lines.append)
+        self.user = os.geteuid() + 1
+        for _ in range(100):
+            self.connect()
+        self.clock.advance(60)
+        self.connect()
+        found = [one["user"] for one in lines if one.get("event") == "control-refused"]
+        self.assertEqual([self.user] * 2, found)
 
     def test_hanging_up_closes_every_connection(self):
         wires = [self.connect(), self.request("GET", "/status")]

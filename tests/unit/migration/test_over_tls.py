@@ -9,7 +9,7 @@ import itertools
 from twisted.internet.error import ConnectionDone
 from twisted.logger import capturedLogs, formatEvent
 
-from blockmig import Refused, TLSFailure
+from blockmig import GaveUp, Refused, TLSFailure
 from blockmig.transport import ClientTLS
 from tests.support.tls import Authority, client_tls, server_tls, world
 from tests.unit.migration import test_sender_and_receiver as plain
@@ -182,6 +182,8 @@ class NoDestinationTests(Case):
         self.assertIn("when TLS stood", self.sender.last_error)
         self.assertEqual([], self.events)
         self.sender.stop()
+        self.endpoint.pump()
+        self.failureResultOf(self.outcome, GaveUp)
 
 
 class LaterTests(Case):

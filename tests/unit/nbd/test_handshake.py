@@ -26,6 +26,7 @@ from blockmig.nbd import (
     TransmissionFlag,
     oldstyle_hello,
 )
+from blockmig.nbd.handshake import MOST_OPTIONS
 from tests.unit.support import option_replies
 
 FLAGS = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
@@ -189,6 +190,38 @@ class ServerTests(SynchronousTestCase):
                 ((echoed, kind, _),) = self.ask(number, data)
                 self.assertEqual((number, OptionReply.ERR_UNSUP), (echoed, kind))
         self.still_in_step()
+
+    def test_a_handshake_has_a_bounded_number_of_options(self):
+        self.say(FIXED)
+        for _ in range(MOST_OPTIONS - 1):
+            self.ask(99)
+        self.say(option(Option.GO, go("disk")))
+        self.assertEqual(Negotiated(DISK), self.server.next_event())
+        self.setUp()
+        self.say(FIXED)
+        for _ in range(MOST_OPTIONS - 1):
+            self.ask(3)
+        self.assertRaises(RemoteProtocolError, self.say, option(3))
+        self.say(option(Option.GO, go("disk")))
+        self.assertIsNone(self.server.next_event())
+
+    def test_options_that_are_too_long_count_as_well(self):
+        self.say(FIXED)
+        for _ in range(MOST_OPTIONS // 2):
+            self.ask(99)
+        for _ in range(MOST_OPTIONS // 2 - 1):
+            self.say(option(99, bytes(7000)))
+        self.assertRaises(RemoteProtocolError, self.say, option(99, bytes(7000)))
+
+    def test_what_is_asked_for_faster_than_it_is_taken_is_answered_piece_by_piece(self):
+        names = [f"{number:04}" for number in range(1000)]
+        self.server = ServerHandshake({}.get, lambda: names)
+        self.server.data_to_send()
+        answers = [self.say(FIXED + option(3) * 100)]
+        while self.server.stalled:
+            answers.append(self.say(b""))
+        self.assertEqual(100 * 1001, len(option_replies(b"".join(answers))))
+        self.assertLess(max(map(len, answers)), 65536 + 1001 * 28)
 
     def test_oversized_option_data_is_not_kept_in_memory(self):
         self.say(FIXED)

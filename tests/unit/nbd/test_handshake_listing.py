@@ -13,6 +13,7 @@ from blockmig.nbd import (
     RemoteProtocolError,
     ServerHandshake,
     TransmissionFlag,
+    handshake,
     oldstyle_hello,
 )
 
@@ -105,6 +106,13 @@ class ListTests(SynchronousTestCase):
         refused = server(b"disk.handoff") + reply(LIST, ACK) + reply(GO, 2**31 + 6, b"unknown")
         self.assertRaises(HandshakeRefused, self.give, refused)
 
+    def test_a_list_without_an_end_is_a_protocol_error(self):
+        self.patch(handshake, "MOST_NAMES", 1000)
+        self.greet()
+        self.assertIsNone(self.give(server(b"x") * 1000))
+        found = self.assertRaises(RemoteProtocolError, self.give, server(b"x"))
+        self.assertIn("more than 1000", str(found))
+
     def test_malformed_listings_are_a_protocol_error(self):
         for data in (
             reply(LIST, SERVER),
@@ -122,7 +130,7 @@ class ListTests(SynchronousTestCase):
             self.broken(data)
 
     def test_a_long_list_is_read_to_its_end(self):
-        """The timeout is the caller's; a long list has an end."""
+        """The timeout is the caller's."""
         self.greet()
         many = server(b"x") * 1000
         for _ in range(101):

@@ -101,13 +101,22 @@ class URITests(SynchronousTestCase):
             "nbd://host:x/": "is not a URI",
             "nbd://[::1/": "is not a URI",
             "nbd://u@host/": "user name",
+            "nbd://a%2Fb/": "cannot be a host",
+            "nbd://a%00b/": "cannot be a host",
+            "nbd://a%0Ab/": "cannot be a host",
+            "nbd://a%23b/": "cannot be a host",
+            "nbd://a b/": "cannot be a host",
+            "nbd://a%25b/": "cannot be a host",
+            "nbd://host/\udcff": "not UTF-8",
+            "nbd+unix:///?socket=/\udcff": "not UTF-8",
+            "nbds://host/?tls-hostname=%ff": "not UTF-8",
+            "nbd://host/?%ff": "not UTF-8",
             "nbd://host/x#y": "fragment",
             "nbd://host/%ff": "not UTF-8",
             "nbd://host/?socket=/s": "nbd+unix",
             "nbd+unix:///x": "does not name a socket",
             "nbd+unix:///x?socket=": "does not name a socket",
             "nbd+unix://host/x?socket=/s": "three slashes",
-            "nbd+unix:///x?socket=%ff": "not UTF-8",
             "nbd+unix:///?socket=/a%00b": "no path of a UNIX socket",
             f"nbd+unix:///?socket=/{'a' * 107}": "has 108: use a shorter one",
             "nbd+vsock://1/": "not supported",
@@ -131,6 +140,17 @@ class URITests(SynchronousTestCase):
                 error = self.assertRaises(BadURI, parse_uri, bad)
                 self.assertIn(words, str(error))
                 self.assertNotIn("\n", str(error))
+
+    def test_a_host_has_small_letters_however_it_is_written(self):
+        for text in ("nbd://HOST/", "nbd://%48ost/", "NBD://hOS%54/"):
+            self.assertEqual("host", parse_uri(text).host)
+        self.assertEqual("fe80::a%Eth0", parse_uri("nbd://[FE80::A%25Eth0]/").host)
+
+    def test_a_path_that_is_no_UTF_8_is_written_as_its_bytes(self):
+        """The system allows it, and who listens there was not told where, but had a traceback."""
+        uri = NBDURI(socket="/a\udcff")
+        self.assertEqual("nbd+unix:///?socket=/a%FF", str(uri))
+        self.assertEqual(uri, parse_uri(str(uri)))
 
     def test_a_path_that_the_system_does_not_allow_is_refused_in_any_URI(self):
         NBDURI(socket="/" + "ä" * 53)

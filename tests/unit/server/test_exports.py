@@ -7,7 +7,16 @@ import struct
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig import Destination, Exports, Mirror, Overrides, Patience, Receiver, Sender
+from blockmig import (
+    AllowList,
+    Destination,
+    Exports,
+    Mirror,
+    Overrides,
+    Patience,
+    Receiver,
+    Sender,
+)
 from blockmig.errors import GaveUp
 from blockmig.nbd import Command, Errno, HandshakeRefused
 from blockmig.runtime import Runtime
@@ -102,6 +111,32 @@ class Case(SynchronousTestCase):
     def gone(self, client):
         self.network.pump()
         return client.lost
+
+
+class AllowListTests(Case):
+    def guarded(self):
+        self.allow = AllowList()
+        factory = self.allow.guard(self.exports.factory(), self.clock.seconds)
+        self.port = self.network.listen("guarded", factory)
+        self.there = self.network.client_endpoint("guarded")
+
+    def test_who_is_not_on_the_list_reaches_no_export(self):
+        self.serve("web")
+        self.guarded()
+        self.allow.replace([])
+        connecting = connect_client(self.there, "web")
+        self.network.pump()
+        self.failureResultOf(connecting)
+        self.assertEqual(0, self.exports.connections)
+
+    def test_who_is_taken_off_the_list_is_closed_whichever_export_is_used(self):
+        self.serve("web")
+        self.receive("new")
+        self.guarded()
+        clients = [self.client("web"), self.client("new")]
+        self.assertEqual(2, self.allow.replace([]))
+        self.assertEqual([True, True], [self.gone(client) for client in clients])
+        self.assertEqual(0, self.exports.connections)
 
 
 class NamesTests(Case):

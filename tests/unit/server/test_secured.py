@@ -19,6 +19,10 @@ from tests.unit.support import make_plain, option_replies
 CONTENT = pattern(4 << 20)
 
 
+def name_of(certificate):
+    return certificate.to_cryptography().subject.rfc4514_string()
+
+
 class Case(SynchronousTestCase):
     tls = None
 
@@ -76,7 +80,7 @@ class ServedTests(Case):
 
     def test_the_client_is_known_by_its_certificate(self):
         connection = self.secured().connection
-        self.assertEqual("the sender", connection.certificate.get_subject().CN)
+        self.assertEqual("CN=the sender", name_of(connection.certificate))
         self.assertEqual("TLSv1.3", connection.tls_version)
 
     def test_before_TLS_nobody_is_known(self):
@@ -116,6 +120,18 @@ class ServedTests(Case):
             connection.transport._below.pending_bytes + connection._context.outgoing.pending_bytes
         )
         self.assertLess(waits, 1 << 20)
+
+    def test_TLS_begins_when_the_answer_has_left(self):
+        """A slow client still gets it, and in plain."""
+        peer = self.peer()
+        peer.plain()
+        peer.socket.room = 0
+        self.assertEqual(b"", peer.say_plain(FIXED + STARTTLS))
+        peer.socket.room = None
+        peer.run()
+        self.assertEqual(ACK, peer.plain())
+        peer.shake()
+        self.assertEqual([OptionReply.INFO, OptionReply.ACK], peer.go())
 
     def test_an_aborted_client_is_gone(self):
         peer = self.secured()
@@ -226,12 +242,20 @@ class RefusedTests(Case):
 
     def test_a_client_whose_name_is_not_wanted_is_told_nothing(self):
         def refusal(certificate):
-            return f"{certificate.get_subject().CN} is not on the list"
+            return f"{name_of(certificate)} is not on the list"
 
         authority = world().authority
         self.serve(server_tls(authority.signed(), authority, refusal=refusal))
-        self.assertIn("refused: the sender is not on the list", self.refused())
+        self.assertIn("refused: CN=the sender is not on the list", self.refused())
         self.assertEqual(END, self.heard)
+
+    def test_a_client_that_cannot_be_judged(self):
+        def refusal(certificate):
+            raise KeyError("list")
+
+        authority = world().authority
+        self.serve(server_tls(authority.signed(), authority, refusal=refusal))
+        self.assertIn("refused: the policy fails: KeyError", self.refused())
 
     def test_what_such_a_client_has_said_already_is_not_looked_at(self):
         seen = []

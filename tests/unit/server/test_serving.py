@@ -7,12 +7,13 @@ import os
 import struct
 
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.claims import check_unclaimed
 from blockmig.errors import Refused
 from blockmig.migration.records.files import Kind, Location, Phase, Record, Records
-from blockmig.nbd import Command, Errno, TransmissionFlag
+from blockmig.nbd import GREETING, Command, Errno, TransmissionFlag
 from blockmig.runtime import Runtime
 from blockmig.server import RefusedConnection, Server, ServerConnection
 from blockmig.testing import MemoryDisk, RecordedMemoryDisk, synchronous
@@ -174,6 +175,107 @@ class LimitTests(Case):
         peers = [self.place.peer() for _ in range(50)]
         self.assertEqual(50, len(self.server.status()["clients"]))
         self.assertEqual(0, peers[-1].ask(READ, 0, 1).error)
+
+
+class NewcomerTests(Case):
+    """Clients that have not said anything, and most of whom never will."""
+
+    def come(self, room=None):
+        return self.place.peer(structured=None, room=room)
+
+    def is_forgotten(self, peer):
+        self.assertTrue(peer.transport.lost)
+        self.assertEqual([], self.server.status()["clients"])
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_one_is_greeted_and_nothing_more_is_made_for_it(self):
+        peer = self.come()
+        self.assertEqual(GREETING, bytes(peer.transport.out))
+        self.assertIsNone(peer.connection._made)
+        self.assertIsNone(peer.transport.producer)
+
+    def test_a_greeting_that_fits_in_part_comes_whole_and_before_the_answers(self):
+        for room in (0, 1, 10, 17):
+            peer = self.come(room)
+            peer.transport.room = None
+            peer.give(struct.pack("!I", 3) + option(2))
+            peer.run()
+            received = bytes(peer.transport.out)
+            self.assertEqual((GREETING, 18 + 20), (received[:18], len(received)), room)
+
+    def test_one_that_is_gone_before_it_is_greeted_is_forgotten(self):
+        connection = self.server.factory().buildProtocol(ADDRESS)
+        transport = SocketDouble(self.clock)
+        self.place.kernel.transport = transport
+        transport.gone_peer = True
+        transport.connect(connection)
+        transport.lose()
+        self.assertEqual([], self.server.status()["clients"])
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_one_that_hangs_up_without_a_word_is_closed(self):
+        peer = self.come()
+        peer.connection.readConnectionLost()
+        peer.run()
+        self.assertFalse(peer.transport.aborted, "what it was sent may still be on the way")
+        self.is_forgotten(peer)
+
+    def test_one_that_is_reset_without_a_word_is_forgotten(self):
+        peer = self.come()
+        peer.transport.lose()
+        self.is_forgotten(peer)
+
+    def test_one_that_has_to_go_without_a_word_does_nothing_more(self):
+        peer = self.come()
+        peer.connection.give_way()
+        peer.connection.dataReceived(struct.pack("!I", 3) + go())
+        self.assertEqual(GREETING, bytes(peer.transport.out))
+        self.clock.advance(0)
+        self.is_forgotten(peer)
+        for end in (peer.connection.drain, peer.connection.close, peer.connection.abort):
+            end()
+
+    def test_the_end_of_the_server_closes_it(self):
+        peer = self.come()
+        done = self.server.complete()
+        self.server.stop()
+        peer.run()
+        self.successResultOf(done)
+        self.is_forgotten(peer)
+
+    def test_nobody_waits_for_it_when_the_clients_are_held(self):
+        peer = self.come()
+        self.successResultOf(self.server.hold())
+        peer.give(struct.pack("!I", 3) + go())
+        cookie = peer.send(READ, 0, 1)
+        peer.run()
+        self.assertNotIn(cookie, peer.replies.done)
+        self.server.release()
+        peer.run()
+        self.assertEqual(0, peer.connection.traffic.other)
+        self.assertEqual(1, peer.connection.traffic.reads)
+
+    def test_one_that_asks_for_lists_and_takes_none_fills_no_memory(self):
+        self.make(export="x" * 4000)
+        peer = self.come()
+        peer.transport.room = 0
+        peer.give(struct.pack("!I", 3) + option(3) * 200 + option(2))
+        peer.run()
+        self.assertLess(peer.connection._context.outgoing.pending_bytes, 80_000)
+        peer.give(option(3))  # it is not read either
+        self.assertFalse(peer.transport.reading)
+        peer.transport.room = None
+        peer.run()
+        self.assertEqual(200 * (2 * (20 + 4 + 4000) + 7 + 20) + 18 + 20, len(peer.transport.out))
+
+    def test_what_it_says_first_does_not_extend_its_time(self):
+        self.make(handshake_timeout=30)
+        peer = self.come()
+        self.later(29)
+        peer.give(struct.pack("!I", 3))
+        peer.run()
+        self.later(2)
+        self.assertTrue(peer.transport.aborted)
 
 
 class HandshakeTimeoutTests(Case):
@@ -615,7 +717,7 @@ class SharedTests(Case):
         disk = MemoryDisk(self.disk.content)
         server = Server(disk, runtime=Runtime(self.clock, lambda f, *a: f(*a)))
         connection = server.factory().buildProtocol(ADDRESS)
-        SocketDouble(self.clock).connect(connection)
+        connection.makeConnection(StringTransport())
         self.assertEqual(1, len(server.status()["clients"]))
 
 

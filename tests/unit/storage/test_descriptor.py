@@ -161,6 +161,24 @@ class CloseDuringACallTests(DiskCase):
         self.assertEqual(b"whole", self.open(path).read(0, 5))
 
 
+class CloseTests(SynchronousTestCase):
+    def test_an_error_of_the_closing_itself_is_nobodys(self):
+        """The file system is gone: what was done with the file has failed before."""
+
+        class Gone(SystemCalls):
+            def close(self, descriptor):
+                os.close(descriptor)
+                raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+        path = os.path.abspath(self.mktemp())
+        with open(path, "wb") as file:
+            file.write(b"12345")
+        disk = FileDisk(path, system=Gone())
+        disk.close()
+        disk.close()
+        self.assertRaises(OSError, disk.read, 0, 1)
+
+
 class UnlinkTests(SynchronousTestCase):
     def test_the_lock_is_kept_until_the_file_is_deleted(self):
         """Whoever gets the lock before that has a disk that is about to go."""

@@ -19,8 +19,11 @@ from blockmig.storage import (
     FileDisk,
     NotDurable,
     deletable,
+    has_descriptor,
+    held_descriptor,
     record_paths,
 )
+from blockmig.storage import file as file_module
 from blockmig.syscalls import SystemCalls
 from tests.unit.support import DiskCase, RecordedCalls
 
@@ -33,6 +36,18 @@ class OpenTests(DiskCase):
             disk = self.open(self.make(b"y" * size))
             self.assertEqual((size, False), (disk.size, disk.created))
             self.assertIsInstance(disk, FileDisk)
+
+    def test_no_payload_is_moved_by_the_descriptor_of_a_file_on_what_may_hang(self):
+        """sendfile(2) and splice(2) are called in the reactor's thread."""
+        for kind, moved in (("ext4", True), ("nfs4", False), ("fuse.sshfs", False)):
+            self.patch(file_module, "filesystem_of", lambda _, kind=kind: kind)
+            disk = self.open(self.make(b"12345"))
+            self.assertEqual(moved, disk.fileno() is not None, kind)
+            self.assertTrue(has_descriptor(disk))
+            with held_descriptor(disk) as descriptor:
+                self.assertEqual(b"12345", os.pread(descriptor, 9, 0))
+            disk.close()
+            self.assertFalse(has_descriptor(disk))
 
     def test_a_missing_file_is_created_and_gets_its_size_when_prepared(self):
         path = self.mktemp()

@@ -139,6 +139,11 @@ class TextTests(Case):
         self.assertEqual(identity, DeviceIdentity.parse(str(identity)))
         self.assertTrue(str(identity).isprintable())
 
+    def test_an_identity_that_is_not_quoted_can_be_read(self):
+        self.assertEqual(
+            (("serial", "\udcff"),), DeviceIdentity.parse("device 8:0; serial \udcff").names
+        )
+
     def test_the_text_says_whether_it_is_a_devices(self):
         self.assertTrue(is_device_identity("device 8:0"))
         self.assertFalse(is_device_identity(FILE))

@@ -15,6 +15,7 @@ from blockmig.storage import (
     DiskRefused,
     FileDisk,
     boot_id,
+    decides_by_owner,
     default_state_directory,
     file_identity,
     record_path,
@@ -357,6 +358,48 @@ class ByIdentityTests(Case):
         self.record("/dev/sdb", "device 8:16; diskseq 9", directory="usual")
         there = self.record("/dev/sdb", "device 8:16; diskseq 9")
         self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_records_in_the_directory_of_a_service_are_found(self):
+        there = self.record("/tmp/node", "device 8:16; diskseq 9", directory="private/web")
+        os.makedirs(self.at("roots"))
+        os.symlink("../private/web", self.at("roots/web"))
+        self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_a_note_of_another_user_is_ignored(self):
+        there = self.record("/dev/sdb", "device 8:16; diskseq 9", directory="third")
+        module.note_state_directory(self.at("third"))
+        self.assertEqual(there, self.find("/dev/sdb"))
+        owner = 54321
+        lstat = os.lstat
+
+        def owned(path):
+            found = lstat(path)
+            return os.stat_result((*found[:4], owner, *found[5:]))
+
+        self.patch(module.os, "lstat", owned)
+        self.assertEqual(self.own(), self.find("/dev/sdb"))
+
+    def test_what_is_no_file_is_found_by_its_name(self):
+        """So that the caller sees it: it is not absence."""
+        there = self.at("roots", module._escape("/dev/sdb"))
+        os.makedirs(self.at("roots"))
+        os.symlink("/etc/hostname", f"{there}.MIGRATED")
+        self.assertEqual(there, self.find("/dev/sdb"))
+        os.unlink(f"{there}.MIGRATED")
+        os.mkfifo(f"{there}.MIGRATED")
+        self.assertEqual(there, self.find("/dev/sdb"))
+
+    def test_the_owner_of_a_directory_decides_only_where_it_was_chosen_or_is_a_services(self):
+        noted = self.at("second/dev-sdb")
+        os.makedirs(self.at("second"))
+        os.symlink("second", self.at("link"))
+        self.assertFalse(decides_by_owner(noted, None))
+        self.assertFalse(decides_by_owner(noted, self.state))
+        self.assertTrue(decides_by_owner(noted, self.at("second")))
+        self.assertTrue(decides_by_owner(noted, self.at("link")))
+        self.assertTrue(decides_by_owner(self.at("roots/web/dev-sdb"), None))
+        self.assertTrue(decides_by_owner("/var/lib/private/roots/web/dev-sdb", None))
+        self.assertFalse(decides_by_owner("/var/lib/private/another/dev-sdb", None))
 
     def test_notes_of_state_directories_that_are_gone_are_removed(self):
         os.makedirs(self.at("third"))

@@ -138,6 +138,7 @@ class ListeningTests(SynchronousTestCase):
             (IPv4Address("TCP", "192.0.2.7", 7), "nbd://192.0.2.7:7/x", False),
             (IPv6Address("TCP", "::1", 7), "nbd://[::1]:7/x", True),
             (UNIXAddress(b"/run/s"), "nbd+unix:///x?socket=/run/s", True),
+            (UNIXAddress(b"/run/\xff"), "nbd+unix:///x?socket=/run/%FF", True),
         ):
             self.assertEqual(([uri], local), self.uris(address))
             self.assertEqual([], self.families)

@@ -295,6 +295,18 @@ class AllowedTests(TLSCase):
         self.assertEqual("", self.certificates().policy().refusal(None))
 
 
+class NoMemoryTests(TLSCase):
+    def test_memory_that_may_not_be_executed_is_not_called_a_bug(self):
+        """systemd's MemoryDenyWriteExecute=; cffi raises MemoryError then."""
+
+        def denied(*_):
+            raise MemoryError("Cannot allocate write+execute memory for ffi.callback()")
+
+        self.patch(SSL.Context, "set_verify", denied)
+        error = self.assertRaises(TLSFailure, self.certificates, verify_peer=True)
+        self.assertIn("MemoryDenyWriteExecute=no", str(error))
+
+
 class MalformedTests(TLSCase):
     """What OpenSSL takes and cryptography does not: anybody may show it."""
 

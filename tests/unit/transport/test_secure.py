@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import struct
 
 from cryptography.hazmat.primitives import hashes
@@ -15,6 +16,8 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import ClientTLS, ServerTLS
+from blockmig.syscalls import SystemCalls
+from blockmig.transport import has_hung_up, is_plain_socket, is_readable, unacknowledged
 from blockmig.transport.secure import SecureTransport
 from tests.support.tls import (
     Authority,
@@ -25,6 +28,7 @@ from tests.support.tls import (
     world,
 )
 from tests.unit.served import Kernel, SocketDouble
+from tests.unit.support import FakeReactor, SocketTransport
 
 TLS_1_2 = (SSL.TLS1_2_VERSION, SSL.TLS1_2_VERSION)
 
@@ -159,8 +163,8 @@ class TrafficTests(Case):
         self.assertEqual(["established"], self.user.events)
 
     def test_the_client_is_known_by_its_certificate(self):
-        subject = self.secure.verified_certificate.get_subject()
-        self.assertEqual("the sender", subject.CN)
+        subject = self.secure.verified_certificate.to_cryptography().subject
+        self.assertEqual("CN=the sender", subject.rfc4514_string())
 
     def test_data_passes_both_ways(self):
         self.say(b"ping" * 50_000)
@@ -488,3 +492,42 @@ class HandshakeTests(Case):
         self.peer_says()
         self.socket.run()
         self.hear()
+
+
+class LooksTests(SynchronousTestCase):
+    """What the kernel knows of the socket beneath, and that it is not bypassed."""
+
+    def setUp(self):
+        ours, self.theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(self.theirs.close)
+        clock = FakeReactor()
+        self.secure = SecureTransport(
+            SocketTransport(ours, User(), clock),
+            User(),
+            world().server.creator(),
+            is_client=False,
+            reactor=clock,
+            system=SystemCalls(),
+        )
+
+    def test_it_is_never_bypassed(self):
+        self.assertTrue(is_plain_socket(self.secure.beneath))
+        self.assertFalse(is_plain_socket(self.secure))
+
+    def test_something_that_was_received_is_seen(self):
+        self.assertFalse(is_readable(self.secure))
+        self.theirs.send(b"x")
+        self.assertTrue(is_readable(self.secure))
+
+    def test_a_peer_that_is_gone_is_seen(self):
+        self.assertFalse(has_hung_up(self.secure))
+        self.theirs.close()
+        self.assertTrue(has_hung_up(self.secure))
+
+    def test_ciphertext_that_the_peer_has_not_taken_is_counted(self):
+        self.assertEqual(0, unacknowledged(self.secure))
+        self.secure.beneath.getHandle().send(b"x" * 100)
+        self.assertGreater(unacknowledged(self.secure), 0)
+        self.theirs.recv(1000)
+        self.assertEqual(0, unacknowledged(self.secure))

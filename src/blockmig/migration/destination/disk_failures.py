@@ -75,11 +75,6 @@ class DiskFailures:
         self._failed = failed
         self._displaced = displaced
 
-    @property
-    def errno(self) -> Errno:
-        """What requests are answered with that failed because of it."""
-        return self.failure.errno if self.failure is not None else Errno.EIO
-
     def fail(self, error: BaseException | None) -> DiskFailure:
         """End the migration with that error."""
         self.failure = DiskFailure(self._disk.name, error)

@@ -30,7 +30,7 @@ from .claims import StandingClaims
 from .disk import DestinationDisk
 from .disk_failures import DiskFailures
 from .durability import Durability
-from .errnos import EventualErrno
+from .errnos import EventualErrno, errno_for
 from .progress_timer import ProgressTimer
 from .record import DestinationRecord
 
@@ -169,7 +169,7 @@ class MessageHandler:
     def _record_copied(self, message: HandoffMessage) -> Deferred[Errno]:
         return self._durability.record_copied().addCallbacks(
             lambda _: Errno.OK if self._is_copied(message) else Errno.EPERM,
-            lambda _: self._failures.errno,
+            lambda failure: errno_for(failure.value),
         )
 
     def _is_copied(self, message: HandoffMessage) -> bool:

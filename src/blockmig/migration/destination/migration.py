@@ -99,7 +99,7 @@ class IncomingMigration:
         self.machine: MigrationInputs = make_machine(self)
         self.failures = DiskFailures(
             disk,
-            may_be_the_only_copy=self._may_be_the_only_copy,
+            may_be_the_only_copy=self.may_be_the_only_copy,
             failed=self.machine.disk_failed,
             displaced=self.machine.displaced,
         )
@@ -198,7 +198,7 @@ class IncomingMigration:
             return None
         return attempt.progress()
 
-    def _may_be_the_only_copy(self) -> bool:
+    def may_be_the_only_copy(self) -> bool:
         """Whether the source may be retired, as far as is known here."""
         return self.durability.copied or self._completion is not None
 

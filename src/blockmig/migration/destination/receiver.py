@@ -210,6 +210,11 @@ class Receiver:
         """Whether anything was recorded; if not, the disk is as it was."""
         return self._migration.record.touched
 
+    @property
+    def may_be_the_only_copy(self) -> bool:
+        """Whether the source may be retired, as far as is known here."""
+        return self._migration.may_be_the_only_copy()
+
     def status(self) -> dict[str, Any]:
         """What is going on, for humans and scripts: times in seconds, sizes in bytes."""
         now = self._runtime.reactor.seconds()

@@ -21,6 +21,7 @@ Rules (design, section 2: R2, R6, R12, R13):
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,16 @@ from ...server import ServerConnection
 from ...syscalls import describe_error
 from ..handoff.message import HandoffMessage
 from ..records.aside import set_aside
-from ..records.files import Kind, Location, Phase, Record, Records, boot_of, timestamp
+from ..records.files import (
+    Kind,
+    Location,
+    Phase,
+    Record,
+    Records,
+    UntrustedRecord,
+    boot_of,
+    timestamp,
+)
 from ..records.finished import read_finished
 from ..records.mark import remove_mark, set_mark
 from .disk import DestinationDisk
@@ -271,7 +281,10 @@ class DestinationRecord:
         identity = self._disk.identity()
         record = record.but(identity=identity, boot=boot_of(identity))
         if not self._prepared:
-            record = read_finished(records, disregard=True).precede(record)
+            try:
+                record = read_finished(records, disregard=True).precede(record)
+            except UntrustedRecord as error:  # which came there since we have checked that
+                raise PermissionError(errno.EPERM, str(error)) from None
             set_aside(records, identity)
         written = records.write(Kind.INCOMPLETE, record)
         if not self._prepared:

@@ -8,6 +8,7 @@ tried again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from twisted.python.failure import Failure
 
 from ...errors import LocalFailure, MigrationError
 from ...runtime import Runtime
-from ...storage import DiskChanged
+from ...storage import DiskChanged, held_descriptor
 from ...syscalls import describe_error
 from ..records.advice import command
 from ..records.files import Kind, Records
@@ -85,7 +86,9 @@ class Rescue:
         if isinstance(failure.value, OSError) and failure.value.errno == errno.ENODEV:
             self._ended(LocalFailure(f"{self._error}; {describe_error(failure.value)}"))
             return
-        held = f"/proc/{os.getpid()}/fd/{self._disk.disk.fileno()}"
+        held = f"/proc/{os.getpid()}/fd"
+        with contextlib.suppress(OSError), held_descriptor(self._disk.disk) as descriptor:
+            held += f"/{descriptor}"
         _log.error(
             "{error}; the disk that was received may be the only copy, and could not be given "
             "another name: {why}; it can still be read as {held}; trying again in {delay:.0f} s",

@@ -11,12 +11,11 @@ Owns DISK.ACCEPTED. Rules:
 from __future__ import annotations
 
 import contextlib
-import os
 
 from ...errors import LocalFailure, Refused
 from ...storage import DiskRefused, open_disk
 from ...syscalls import SYSTEM, SystemCalls, describe_error
-from .files import BadRecord, Kind, Phase, Record, is_about, records_of
+from .files import BadRecord, Kind, Phase, Record, check_trusted, is_about, records_of
 from .finished import is_complete
 from .mark import remove_mark
 from .verdict import check_layers
@@ -39,8 +38,11 @@ def accept(
     @raise Refused: it cannot be accepted, and nothing was changed.
     @raise LocalFailure: the record could not be written.
     """
-    if not os.path.lexists(path):
-        raise Refused(f"{path}: no such file")
+    try:
+        if not system.exists(path):
+            raise Refused(f"{path}: no such file")
+    except OSError as error:
+        raise Refused(f"{path}: {describe_error(error)}") from None
     try:
         disk = open_disk(path, state_directory=state_directory, system=system)
     except DiskRefused as error:
@@ -49,6 +51,7 @@ def accept(
         records = records_of(disk, system)
         received = None
         try:
+            check_trusted(records)
             incomplete = records.read(Kind.INCOMPLETE)
             with contextlib.suppress(BadRecord):  # then it proves nothing
                 received = records.read(Kind.RECEIVED)

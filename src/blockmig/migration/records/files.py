@@ -13,6 +13,8 @@ Rules (design, section 2: R2, R7):
 * a record of an earlier version lacks fields that came later, which then have their defaults;
 * what cannot be read as a record of ours (torn, foreign, or of a later version) is reported as such
   and never taken for one;
+* nor is what somebody else has put there: a symbolic link, a FIFO, a file of another user
+  (`storage.trusted`). A record has mode 0600, since it has the migration's UUID, which is a secret;
 * the calls block, and may be made from threads: a lock admits one at a time.
 """
 
@@ -22,6 +24,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -33,9 +36,12 @@ from ...interfaces import IRecordedDisk
 from ...storage import (
     ROOTS_DIRECTORY,
     BlockDisk,
+    Untrusted,
     boot_id,
+    decides_by_owner,
     is_aside,
     is_device_identity,
+    open_trusted,
     paths_aside,
     record_path,
     same_disk,
@@ -77,7 +83,7 @@ class Phase(StrEnum):
 
 
 class BadRecord(Exception):
-    """A record exists that cannot be understood; the message says what is wrong with it.
+    """A record exists that cannot be used; the message says what is wrong with it.
 
     @ivar path: the file.
     """
@@ -85,6 +91,11 @@ class BadRecord(Exception):
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path} {why}")
         self.path = path
+
+
+class UntrustedRecord(BadRecord):
+    """Something has the name of a record that nobody may have put there who has a say in it, or no
+    file: nothing follows from it, and no option passes over it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,16 +255,29 @@ def _record(parsed: dict[str, Any]) -> Record:
             value = Location(**value)
             if not all(isinstance(part, str) for part in asdict(value).values()):
                 raise ValueError(f"{name} is not made of strings")
+            if not all(map(is_possible_text, asdict(value).values())):
+                raise ValueError(f"{name} is {asdict(value)!r}")
         elif kind == "Phase":
             value = Phase(value)
         elif kind == "tuple[str, ...]":
             if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
                 raise ValueError(f"{name} is {value!r}")
             value = tuple(value)
-        elif type(value).__name__ != kind:
+        elif type(value).__name__ != kind or (kind == "str" and not is_possible_text(value)):
             raise ValueError(f"{name} is {value!r}")
         values[name] = value
     return Record(**values)
+
+
+def is_possible_text(text: str) -> bool:
+    """Whether the system has such texts: all of ours are names that it gave us, or made of them.
+
+    In JSON there can be others, with which its calls raise ValueError.
+    """
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def timestamp() -> str:
@@ -284,7 +308,13 @@ def records_of(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> Records:
     if not isinstance(disk, BlockDisk):
         return Records(disk.record_path, system)
     # Who only looks has made no directory for them.
-    return Records(disk.record_path, system, disk.given_path, to_be_made=not disk.exclusive)
+    return Records(
+        disk.record_path,
+        system,
+        disk.given_path,
+        to_be_made=not disk.exclusive,
+        by_directory=decides_by_owner(disk.record_path, disk.state_directory),
+    )
 
 
 def records_at(
@@ -297,7 +327,10 @@ def records_at(
     """
     found = record_path(path, state_directory, system)
     beside = found == os.path.realpath(path)
-    return Records(found, system, "" if beside else os.path.abspath(path))
+    if beside:
+        return Records(found, system)
+    by_directory = decides_by_owner(found, state_directory)
+    return Records(found, system, os.path.abspath(path), by_directory=by_directory)
 
 
 def read_all(records: Records) -> tuple[dict[Kind, Record], dict[Kind, BadRecord | OSError]]:
@@ -318,6 +351,16 @@ def read_all(records: Records) -> tuple[dict[Kind, Record], dict[Kind, BadRecord
     return good, bad
 
 
+def check_trusted(records: Records) -> None:
+    """Check that nothing has the name of a record that is not believed.
+
+    @raise UntrustedRecord: something has.
+    """
+    for error in read_all(records)[1].values():
+        if isinstance(error, UntrustedRecord):
+            raise error
+
+
 class Records:
     """The records of one disk.
 
@@ -325,6 +368,7 @@ class Records:
     @param system: the system calls to use.
     @param device: the path of the disk, if it is a device; the records of a file are beside it.
     @param to_be_made: their directory is made when the disk is opened to be migrated.
+    @param by_directory: records count that belong to the owner of their directory.
     @ivar disk: the path of the disk.
     """
 
@@ -335,8 +379,10 @@ class Records:
         device: str = "",
         *,
         to_be_made: bool = False,
+        by_directory: bool = True,
     ) -> None:
         self.path = path
+        self._by_directory = by_directory
         self._to_be_made = to_be_made
         self.disk = device or path
         self._system = system
@@ -356,24 +402,33 @@ class Records:
     def read(self, kind: Kind) -> Record | None:
         """The record of that kind; None where there is none.
 
+        @raise UntrustedRecord: what is there is not believed.
         @raise BadRecord: it cannot be understood.
         @raise OSError: it cannot be read.
         """
         path = self.name(kind)
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            descriptor = self._system.open(path, flags)
+            descriptor = open_trusted(
+                path, self.disk, self._system, by_directory=self._by_directory
+            )
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except Untrusted as error:
+            raise UntrustedRecord(path, str(error)) from None
         try:
             text = self._system.pread(descriptor, _LONGEST + 1, 0)
-        except IsADirectoryError:
-            raise BadRecord(path, "is not a blockmig record: it is a directory") from None
         finally:
             self._system.close(descriptor)
         if len(text) > _LONGEST:
             raise BadRecord(path, "is not a blockmig record: it is too long")
         return decode_record(text, kind, path)
+
+    def exists(self, kind: Kind) -> bool:
+        """Whether there is a record of that kind, be it unreadable.
+
+        @raise OSError: that cannot be found out.
+        """
+        return self._system.exists(self.name(kind))
 
     def sync(self) -> None:
         """I{Slow.} Make durable which records exist now, and which are gone.
@@ -388,15 +443,18 @@ class Records:
 
     @property
     def unmade(self) -> str:
-        """Their directory, if that is yet to be made; "" if not."""
+        """Their directory, if that is yet to be made; "" if not.
+
+        @raise OSError: that cannot be found out.
+        """
         return os.path.dirname(self.path) if self._made_in() else ""
 
     def _made_in(self) -> str:
         """The directory in which their own would be made, with those above it."""
         directory = os.path.dirname(self.path)
-        if not self._to_be_made or os.path.lexists(directory):
+        if not self._to_be_made or self._system.exists(directory):
             return ""
-        while not os.path.lexists(directory):
+        while not self._system.exists(directory):
             directory = os.path.dirname(directory)
         return directory
 
@@ -406,10 +464,16 @@ class Records:
         @raise OSError: they cannot.
         """
         directory = self._made_in() or os.path.dirname(self.path)
-        if os.path.lexists(directory) and not os.path.isdir(directory):
+        try:
+            is_directory = stat.S_ISDIR(self._system.stat(directory).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            if not self._system.exists(directory):
+                raise FileNotFoundError(
+                    errno.ENOENT, "there is no such directory", directory
+                ) from None
+            is_directory = False  # a link that leads nowhere
+        if not is_directory:
             raise NotADirectoryError(errno.ENOTDIR, f"{directory} is no directory", directory)
-        if not os.path.isdir(directory):
-            raise FileNotFoundError(errno.ENOENT, "there is no such directory", directory)
         if os.statvfs(directory).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), directory)
         if not os.access(directory, os.W_OK | os.X_OK):
@@ -497,8 +561,11 @@ class Records:
             self._sync()
 
     def remove_existing(self, *kinds: Kind) -> None:
-        """I{Slow.} As L{remove}, but costs nothing where there is nothing to remove."""
-        existing = [kind for kind in kinds if os.path.lexists(self.name(kind))]
+        """I{Slow.} As L{remove}, but costs nothing where there is nothing to remove.
+
+        @raise OSError: they may still be there; also where that cannot be found out.
+        """
+        existing = [kind for kind in kinds if self.exists(kind)]
         if existing:
             self.remove(*existing)
 
@@ -514,7 +581,7 @@ class Records:
 
     def at(self, path: str) -> Records:
         """The records of the same disk whose paths begin with C{path}."""
-        return Records(path, self._system, self.disk)
+        return Records(path, self._system, self.disk, by_directory=self._by_directory)
 
     def move(self, kind: Kind, other: Records) -> None:
         """I{Slow.} Give a record another name in the same directory, durably.

@@ -32,7 +32,17 @@ from ...storage import (
     same_disk,
 )
 from .advice import command_here, command_there, where
-from .files import BadRecord, Kind, Location, Phase, Record, Records, is_about, this_host
+from .files import (
+    BadRecord,
+    Kind,
+    Location,
+    Phase,
+    Record,
+    Records,
+    UntrustedRecord,
+    is_about,
+    this_host,
+)
 
 MOST_IDS: Final = 32
 """How many ids are remembered."""
@@ -103,6 +113,7 @@ def read_finished(records: Records, disregard: bool = False) -> Finished:
     """Read what is finished.
 
     @param disregard: pass over what cannot be understood.
+    @raise UntrustedRecord: what is there is not believed.
     @raise BadRecord: a record cannot be understood.
     @raise OSError: one cannot be read.
     """
@@ -110,11 +121,19 @@ def read_finished(records: Records, disregard: bool = False) -> Finished:
     for kind in FINISHED:
         try:
             found[kind] = records.read(kind)
-        except BadRecord:
-            if not disregard:
+        except BadRecord as error:
+            if not disregard or isinstance(error, UntrustedRecord):
                 raise
-    aside = [one for other in records.aside() for one in read_finished(other, disregard=True).ids]
+    aside = [one for other in records.aside() for one in _ids_of(other)]
     return replace(finished_of(found), ids_aside=tuple(aside))
+
+
+def _ids_of(records: Records) -> tuple[str, ...]:
+    """The ids in records that were set aside, as far as they can be understood."""
+    try:
+        return read_finished(records, disregard=True).ids
+    except UntrustedRecord:
+        return ()
 
 
 def finished_of(found: Mapping[Kind, Record | None]) -> Finished:

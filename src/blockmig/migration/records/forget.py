@@ -13,7 +13,6 @@ Owns when that may be done. Rules (design, section 2: R7, R11):
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from ...syscalls import SYSTEM, SystemCalls, describe_error
 from .advice import command_here
 from .aside import records_of_another, set_aside
 from .directory import recorded_disks
-from .files import BadRecord, Kind, Records, records_at
+from .files import BadRecord, Kind, Records, UntrustedRecord, records_at
 from .finished import FINISHED, Finished, is_complete, read_finished
 from .mark import mark_at, remove_mark_at
 from .verdict import look_at
@@ -71,11 +70,14 @@ def forget(
             f"{path}: the records of another disk that had its name could not be set aside: "
             f"{describe_error(error)}"
         ) from None
-    finished = _check(path, records, checked_destination)
+    finished = _check(path, records, checked_destination, system)
     # An INCOMPLETE that is there is of a complete migration: it goes while RECEIVED says so.
     kinds = (Kind.INCOMPLETE, *FINISHED)
-    found = [kind for kind in kinds if os.path.lexists(records.name(kind))]
-    marked = mark_at(path)
+    found = [kind for kind in kinds if _exists(records.name(kind), system)]
+    try:
+        marked = mark_at(path)
+    except OSError as error:
+        raise Refused(f"{path}: {describe_error(error)}") from None
     if marked is not None and marked.kind == Kind.MIGRATED:
         # Without the mark it would look like any other disk, wherever it is moved.
         if not checked_destination:
@@ -129,7 +131,7 @@ def forget_old(
     for path in recorded_disks(directory, system):
         try:
             records = _records(path, directory, system)
-            last = read_finished(records, disregard=True).latest
+            last = _read_disregarding(records).latest
             if last is None or (now - _time(last.changed)).total_seconds() < age:
                 continue
             another = records_of_another(records, _identity(path, system))
@@ -181,13 +183,39 @@ def _is_complete(records: Records) -> bool:
         return False
 
 
-def _check(path: str, records: Records, checked_destination: bool) -> Finished:
+def _read_disregarding(records: Records) -> Finished:
+    """What is finished, as far as it can be understood.
+
+    @raise Refused: something is there that is not believed.
+    """
+    try:
+        return read_finished(records, disregard=True)
+    except UntrustedRecord as error:
+        raise _not_trusted(error) from None
+
+
+def _not_trusted(error: UntrustedRecord) -> Refused:
+    return Refused(f"{error}: find out whose it is, and remove it yourself")
+
+
+def _exists(path: str, system: SystemCalls) -> bool:
+    """Whether there is anything at C{path}.
+
+    @raise Refused: that cannot be found out: it may be what must not be forgotten.
+    """
+    try:
+        return system.exists(path)
+    except OSError as error:
+        raise Refused(f"{path}: {describe_error(error)}") from None
+
+
+def _check(path: str, records: Records, checked_destination: bool, system: SystemCalls) -> Finished:
     """Check that what is finished may be forgotten."""
     for kind, why in (
         (Kind.INCOMPLETE, "a migration into it is not known to be complete"),
         (Kind.MIGRATING, "a migration of it is not known to be complete"),
     ):
-        if os.path.lexists(records.name(kind)) and not (
+        if _exists(records.name(kind), system) and not (
             kind == Kind.INCOMPLETE and _is_complete(records)
         ):
             raise Refused(
@@ -197,9 +225,11 @@ def _check(path: str, records: Records, checked_destination: bool) -> Finished:
     torn = False
     try:
         finished = read_finished(records)
+    except UntrustedRecord as error:
+        raise _not_trusted(error) from None
     except BadRecord as error:
         torn = error.path == records.name(Kind.MIGRATED)
-        finished = read_finished(records, disregard=True)
+        finished = _read_disregarding(records)
     except OSError as error:
         raise Refused(f"{path}: {describe_error(error)}") from None
     went = finished.went
@@ -207,7 +237,7 @@ def _check(path: str, records: Records, checked_destination: bool) -> Finished:
     is_device = records.disk != records.path or (
         went is not None and is_device_identity(went.identity)
     )
-    there = os.path.lexists(path) or (is_device and went is not None and not went.unlink)
+    there = _exists(path, system) or (is_device and went is not None and not went.unlink)
     if (went is not None or torn) and there and not checked_destination:
         where = f" to {went.destination}" if went is not None else ""
         raise Refused(

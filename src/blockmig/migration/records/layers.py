@@ -8,6 +8,7 @@ Rule: only what has a record or a mark is a reason for anything.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ...storage import (
     DiskRefused,
     Layer,
     Relation,
+    decides_by_owner,
     device_identity,
     device_record_path,
     device_size,
@@ -55,6 +57,7 @@ def layers_at(
 
     @param identity: of the disk.
     @param state_directory: where the records of devices are; None for the default.
+    @raise OSError: the medium has failed: what is there is not known.
     """
     seen = set()
     for layer in layers_of(path):
@@ -67,7 +70,7 @@ def layers_at(
     for inside in records_inside(identity, state_directory, system):
         if inside.path not in seen:
             relation = Relation.ABOVE if inside.whole else Relation.PART
-            records = Records(inside.path, system, inside.device)
+            records = _of_device(inside.path, inside.device, state_directory, system)
             # The device may be detached, so that nothing is there to be compared with its record.
             yield LayerState(relation, inside.device, records, inside.size, inside.identity)
 
@@ -78,14 +81,22 @@ def _device(
     try:
         found = device_record_path(layer.path, number, state_directory, system)
     except DiskRefused:  # it has records by several names
-        found = device_record_path(layer.path, None, state_directory, system)
+        try:
+            found = device_record_path(layer.path, None, state_directory, system)
+        except DiskRefused as error:
+            raise OSError(errno.EIO, str(error)) from None
     return LayerState(
         layer.relation,
         layer.path,
-        Records(found, system, layer.path),
+        _of_device(found, layer.path, state_directory, system),
         device_size(number),
         device_identity(number, system),
     )
+
+
+def _of_device(path: str, device: str, state_directory: str | None, system: SystemCalls) -> Records:
+    by_directory = decides_by_owner(path, state_directory)
+    return Records(path, system, device, by_directory=by_directory)
 
 
 def _file(layer: Layer, system: SystemCalls) -> LayerState:
@@ -94,7 +105,9 @@ def _file(layer: Layer, system: SystemCalls) -> LayerState:
         return gone
     try:
         descriptor = system.open(layer.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
         return gone
     try:
         return LayerState(

@@ -16,6 +16,7 @@ Rules (design, section 2: R1, R2, R10):
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from typing import Final
 
 from ...interfaces import IDisk
 from ...storage import held_descriptor, is_device_identity, same_disk
-from .files import Kind, Location, Record
+from .files import Kind, Location, Record, is_possible_text
 
 ATTRIBUTES: Final = {
     Kind.MIGRATED: "user.blockmig.migrated",
@@ -75,10 +76,17 @@ def remove_mark(disk: IDisk) -> None:
 
 
 def mark_at(path: str) -> Mark | None:
-    """The mark on the file at C{path}."""
-    with contextlib.suppress(OSError), _opened(path) as descriptor:
-        return read_mark(descriptor)
-    return None
+    """The mark on the file at C{path}; None also where that may not be opened.
+
+    @raise OSError: the medium has failed.
+    """
+    try:
+        with _opened(path) as descriptor:
+            return read_mark(descriptor)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
+        return None
 
 
 def remove_mark_at(path: str) -> None:
@@ -106,7 +114,11 @@ def _remove(descriptor: int) -> None:
 
 
 def read_mark(descriptor: int) -> Mark | None:
-    """The mark on an open file; None where there is none that can be understood."""
+    """The mark on an open file; None where there is none that can be understood, or there can be
+    none.
+
+    @raise OSError: the medium has failed (EIO), so that it is not known.
+    """
     marks = (_read(descriptor, kind) for kind in (Kind.INCOMPLETE, Kind.MIGRATED))
     return next((mark for mark in marks if mark is not None), None)
 
@@ -117,7 +129,11 @@ def _read(descriptor: int, kind: Kind) -> Mark | None:
         other = {field.name: found["other"][field.name] for field in fields(Location)}
         values = {field.name: found[field.name] for field in fields(Mark)}
         mark = Mark(**{**values, "kind": kind, "other": Location(**other)})
-    except (OSError, AttributeError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
+        return None
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError):
         return None
     texts = [*other.values(), mark.migration, mark.disk, mark.identity, mark.retired]
-    return mark if all(isinstance(text, str) for text in texts) else None
+    return mark if all(isinstance(text, str) and is_possible_text(text) for text in texts) else None

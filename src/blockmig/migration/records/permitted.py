@@ -28,7 +28,7 @@ from ...interfaces import IRecordedDisk
 from ...storage import is_device_identity
 from ...syscalls import describe_error
 from .advice import command_here
-from .files import BadRecord, Kind, Phase, Record, Records, is_about
+from .files import BadRecord, Kind, Phase, Record, Records, UntrustedRecord, is_about
 from .finished import (
     NOTHING_FINISHED,
     Finished,
@@ -60,9 +60,18 @@ class SourceState:
     finished: Finished = NOTHING_FINISHED
 
 
+def _not_trusted(error: UntrustedRecord, records: Records) -> Refused:
+    return Refused(
+        f"{error}; see `{command_here('inspect', records)}`; once you know which copy is "
+        "canonical, move that away"
+    )
+
+
 def _read(records: Records, kind: Kind) -> Record | None:
     try:
         return records.read(kind)
+    except UntrustedRecord as error:
+        raise _not_trusted(error, records) from None
     except BadRecord as error:
         raise Refused(
             f"{error}; see `{command_here('inspect', records)}`; once you know which copy is "
@@ -194,18 +203,24 @@ def _check_continues(records: Records, incomplete: Record, overwrite: bool, id: 
         )
 
 
-def _read_received(records: Records) -> Record | None:
-    """RECEIVED, where it can be read; elsewhere it proves nothing."""
+def _read_received(records: Records, incomplete: Record) -> Record | None:
+    """RECEIVED, beside an INCOMPLETE. One that is torn proves nothing of a copy that is whole,
+    which yields to nobody but its own migration.
+
+    @raise Refused: it cannot be read: what INCOMPLETE calls nobody's data may be complete.
+    """
     try:
         return records.read(Kind.RECEIVED)
     except (BadRecord, OSError):
-        return None
+        if incomplete.phase == Phase.COPIED and incomplete.identified:
+            return None
+    return _read(records, Kind.RECEIVED)
 
 
 def _settle(records: Records) -> Record | None:
     """INCOMPLETE; where a receiver has died between its last two acts, do the last: remove it."""
     incomplete = _read(records, Kind.INCOMPLETE)
-    if not is_complete(incomplete, _read_received(records)):
+    if incomplete is None or not is_complete(incomplete, _read_received(records, incomplete)):
         return incomplete
     try:
         records.sync()
@@ -353,6 +368,8 @@ def _read_finished(records: Records, disregard: bool) -> Finished:
     """
     try:
         return read_finished(records, disregard)
+    except UntrustedRecord as error:
+        raise _not_trusted(error, records) from None
     except BadRecord as error:
         raise Refused(
             f"{error}; see `{command_here('inspect', records)}`, or use overwrite=True with a new "
@@ -368,7 +385,7 @@ def _check_no_copy(records: Records, identity: str | None) -> None:
     @param identity: of the disk that is there; None where there is none.
     """
     incomplete = _read(records, Kind.INCOMPLETE)
-    if incomplete is None or is_complete(incomplete, _read_received(records)):
+    if incomplete is None or is_complete(incomplete, _read_received(records, incomplete)):
         return
     another = identity is not None and is_about(incomplete, identity) is False
     what = "is another disk than the copy that" if another else "is a copy that"

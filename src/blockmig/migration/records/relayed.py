@@ -16,7 +16,7 @@ from __future__ import annotations
 from ...errors import Refused
 from ...syscalls import describe_error
 from .advice import command_here
-from .files import BadRecord, Kind, Phase, Record, Records, is_about
+from .files import BadRecord, Kind, Phase, Record, Records, UntrustedRecord, is_about
 from .finished import Present, is_superseded, read_finished, was_written
 
 
@@ -30,6 +30,8 @@ def relayed_away(records: Records, present: Present) -> Record | None:
     try:
         migrating = records.read(Kind.MIGRATING)
         finished = read_finished(records)
+    except UntrustedRecord as error:
+        raise Refused(f"{records.disk}: its records: {error}") from None
     except BadRecord:
         return None  # whoever opens the disk refuses it for that
     except OSError as error:

@@ -30,6 +30,7 @@ from ...storage import (
     Relation,
     device_identity,
     file_identity,
+    has_descriptor,
     held_descriptor,
     is_device_identity,
     is_locked,
@@ -185,7 +186,11 @@ def examine(
         state_directory=records.state_directory,
         set_aside=records.set_aside,
     )
-    return replace(found, layers=_examine_layers(path, found.identity, state_directory, system))
+    try:
+        layers = _examine_layers(path, found.identity, state_directory, system)
+    except OSError as error:
+        raise DiskRefused(f"{path}: {describe_error(error)}") from None
+    return replace(found, layers=layers)
 
 
 def _examine_layers(
@@ -268,6 +273,8 @@ def _examine_disk(path: str, system: SystemCalls) -> DiskState:
         in_use = is_locked(descriptor, system)
         written = version_at(descriptor, system)
         return DiskState(path, size, identity, in_use, mark=read_mark(descriptor), written=written)
+    except OSError as error:
+        raise DiskRefused(f"{path}: {describe_error(error)}") from None
     finally:
         system.close(descriptor)
 
@@ -362,13 +369,8 @@ def _own_verdict(disk: DiskState) -> Verdict:
 
 
 def _verdict_by_records(disk: DiskState) -> Verdict:
-    for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
-        if kind in disk.bad:
-            return _unknown(
-                disk.bad[kind],
-                "do not use this copy until you know where that file comes from; "
-                "the other side's records say as much: inspect its disk there",
-            )
+    if (unread := _verdict_by_unread(disk)) is not None:
+        return unread
     incomplete, accepted = disk.incomplete, disk.record(Kind.ACCEPTED)
     received = disk.record(Kind.RECEIVED)
     if incomplete is not None:
@@ -423,6 +425,44 @@ def _verdict_by_records(disk: DiskState) -> Verdict:
     )
 
 
+def _verdict_by_unread(disk: DiskState) -> Verdict | None:
+    """The verdict where a record that decides it cannot be read; None where there is none."""
+    for kind in (Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING):
+        if kind in disk.bad:
+            return _unknown(
+                disk.bad[kind],
+                "do not use this copy until you know where that file comes from; "
+                "the other side's records say as much: inspect its disk there",
+            )
+    if (arrival := _unread_arrival(disk)) is not None:
+        return _unknown(
+            disk.bad[arrival],
+            "make that file readable, and inspect it again; if it is lost, inspect the other "
+            "side's disk there: unless that is canonical, this is; then move that file away",
+        )
+    return None
+
+
+def _unread_arrival(disk: DiskState) -> Kind | None:
+    """The record that cannot be read and might say that the disk has arrived here, where that
+    decides whether it is canonical; None where there is none."""
+    unread = [kind for kind in (Kind.RECEIVED, Kind.ACCEPTED) if kind in disk.bad]
+    incomplete = disk.incomplete
+    if not unread:
+        return None
+    if incomplete is not None:
+        # Of a copy that is whole it is said where to look for the answer. One that is not is
+        # complete all the same where its receiver died before it removed the record.
+        decides = incomplete.phase == Phase.COPYING and unread[0] == Kind.RECEIVED
+    elif disk.record(Kind.MIGRATED) is not None:
+        decides = True  # it may have come home since
+    else:
+        # Until its migration onward retires it, it is canonical however it came here.
+        known = {Kind.MIGRATING, Kind.RECEIVED, Kind.ACCEPTED} & set(disk.records)
+        decides = not known
+    return unread[0] if decides else None
+
+
 def check_canonical(disk: IRecordedDisk, system: SystemCalls = SYSTEM) -> None:
     """Check that a disk that is open may be served to clients.
 
@@ -475,7 +515,7 @@ def _beside_records(disk: IRecordedDisk, records: Records, system: SystemCalls) 
     if not isinstance(disk, BlockDisk | FileDisk):
         return {}
     kept_in, mark = records.state_directory or None, None
-    if disk.fileno() is not None:
+    if has_descriptor(disk):
         with held_descriptor(disk) as descriptor:
             mark = read_mark(descriptor)
     with contextlib.suppress(BadRecord, OSError):

@@ -510,7 +510,7 @@ def explain(error: Exception, export: str) -> str:
     if isinstance(error, TLSRefused):
         return (
             f"the destination does not start TLS ({error.explanation}), and nothing is sent "
-            "without: give it certificates"
+            "without: start it with certificates"
         )
     if isinstance(error, HandshakeRefused):
         if error.reply == OptionReply.ERR_UNKNOWN:

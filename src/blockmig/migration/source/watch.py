@@ -39,6 +39,7 @@ from ...storage import (
     describe_version,
     device_identity,
     file_identity,
+    has_descriptor,
     held_descriptor,
     is_open_elsewhere,
     path_of,
@@ -219,14 +220,17 @@ class SourceWatch:
         with contextlib.suppress(OSError):  # then it cannot be decided
             now = disk.version(sync=not self._in_use)
             unchanged = self._seen is None or now.written == self._seen.written
-        replaced = os.path.lexists(path_of(self._disk))
-        how = "replaced" if replaced else "deleted"
+        try:
+            replaced = self._system.exists(path_of(self._disk))
+            how = "replaced" if replaced else "deleted"
+        except OSError:  # a mark must not get the name of what may be another disk
+            replaced, how = True, "deleted or replaced"
         return SourceGone(f"{disk.name} was {how} by somebody else", unchanged, replaced)
 
     def _check_writers(self) -> None:
         """A program that has it open for writing would go on writing to what is no longer the
         disk."""
-        if self._disk.fileno() is None:
+        if not has_descriptor(self._disk):
             return
         writable = bool(getattr(self._disk, "writable", False))
         with held_descriptor(self._disk) as descriptor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from twisted.internet.address import IPv4Address
 from twisted.logger import globalLogPublisher
 
 from blockmig.nbd import Command, Errno, Option
 from blockmig.server.admission import MOST_UNPROVED
 from tests.support import wire
-from tests.unit.support import Client
+from tests.unit.support import ADDRESS, Client
 
 from .case import DATA, SIZE, ReceiverCase
 
@@ -15,11 +16,12 @@ ZEROES, FLUSH, READ = Command.WRITE_ZEROES, Command.FLUSH, Command.READ
 
 
 class BoundTests(ReceiverCase):
-    def strangers(self, count, **how):
+    def strangers(self, count, address=ADDRESS, **how):
+        """From where the others come, too: those from elsewhere would close only each other."""
         made = []
         for _ in range(count):
             self.clock.advance(0.01)
-            protocol = self.receiver.factory().buildProtocol(None)
+            protocol = self.receiver.factory().buildProtocol(address)
             self.assertIsNotNone(protocol, "nobody is turned away")
             made.append(Client(self.clock, protocol, **how))
         self.clock.advance(0)
@@ -71,7 +73,15 @@ class BoundTests(ReceiverCase):
         self.assertFalse(slow.transport.listens)
 
     def client_in_its_handshake(self):
-        return Client(self.clock, self.receiver.factory().buildProtocol(None), shake=False)
+        return Client(self.clock, self.receiver.factory().buildProtocol(ADDRESS), shake=False)
+
+    def test_a_handshake_that_is_slow_is_kept_among_strangers_from_elsewhere(self):
+        """At 2,000 a second, 128 places would last for less than the way there and back."""
+        slow = self.client_in_its_handshake()
+        for text in (b"\0\0", b"\0\3", b"IHAVEOPT"):
+            self.strangers(3 * MOST_UNPROVED, IPv4Address("TCP", "203.0.113.9", 1), shake=False)
+            slow.give(text)
+        self.assertTrue(slow.transport.listens)
 
     def test_who_only_reads_is_a_stranger(self):
         reader = self.client()

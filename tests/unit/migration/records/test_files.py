@@ -18,6 +18,7 @@ from blockmig.migration.records.files import (
     Phase,
     Record,
     Records,
+    UntrustedRecord,
     decode_record,
     timestamp,
 )
@@ -80,7 +81,8 @@ OF_0_1 = b"""{
 }
 """
 NEW = ("id", "place", "boot", "follows", "ids", "written", "sent_again", "successor")
-texts = st.text(max_size=20)
+# As the system gives them: any bytes but zero, of which some are no UTF-8.
+texts = st.binary(max_size=20).map(lambda some: os.fsdecode(some.replace(b"\0", b"0")))
 sides = st.builds(Location, texts, texts, texts, texts)
 records = st.builds(
     Record,
@@ -182,6 +184,20 @@ class FormTests(SynchronousTestCase):
                     words = self.bad(self.changed(**{field.name: value}))
                     self.assertIn("not a blockmig record", words)
 
+    def test_a_text_that_the_system_cannot_have_is_bad(self):
+        """`inspect` ended in a traceback over such a path, or such an identity of a device."""
+        for text in ("a\0b", "\ud800", "device \ud800"):
+            for field in ("identity", "migration", "successor"):
+                self.assertIn("not a blockmig record", self.bad(self.changed(**{field: text})))
+            for end in ("source", "destination"):
+                self.assertIn(
+                    "not a blockmig record", self.bad(self.changed(**{end: {"disk": text}}))
+                )
+
+    def test_a_path_that_is_no_UTF_8_is_read(self):
+        record = RECORD.but(source=Location("here", "/\udcff"))
+        self.assertEqual(record, decode_record(record.encode(Kind.MIGRATED), Kind.MIGRATED, "x"))
+
     def test_a_record_has_one_line_for_each_field(self):
         lines = RECORD.encode(Kind.MIGRATED).decode().splitlines()
         self.assertIn('  "record": "MIGRATED",', lines)
@@ -250,6 +266,11 @@ class ReadTests(Case):
         self.put(b"")
         self.bad("torn")
 
+    def test_a_record_of_deeply_nested_JSON_is_bad(self):
+        for opening in ("[", '{"x":'):
+            self.put(opening.encode() * 10_000)
+            self.bad("torn")
+
     def test_a_record_longer_than_64_KiB_is_bad(self):
         text = RECORD.encode(Kind.INCOMPLETE)
         self.put(text + b" " * (65536 - len(text)))
@@ -263,7 +284,34 @@ class ReadTests(Case):
 
     def test_a_FIFO_in_the_place_of_a_record_is_not_waited_for(self):
         os.mkfifo(self.path + ".INCOMPLETE")
-        self.assertRaises(OSError, self.records.read, Kind.INCOMPLETE)
+        self.assertRaises(UntrustedRecord, self.records.read, Kind.INCOMPLETE)
+
+    def test_a_symbolic_link_to_a_record_is_not_followed(self):
+        self.put(RECORD.encode(Kind.INCOMPLETE), "elsewhere")
+        os.symlink("elsewhere", self.path + ".INCOMPLETE")
+        self.bad("symbolic link")
+
+    def test_a_link_that_leads_nowhere_is_not_taken_for_absence(self):
+        os.symlink("nowhere", self.path + ".INCOMPLETE")
+        self.bad("symbolic link")
+
+    def test_a_record_of_another_user_is_not_believed(self):
+        class OfAnother(SystemCalls):
+            def fstat(self, descriptor):
+                found = os.fstat(descriptor)
+                return os.stat_result((*found[:4], 54321, *found[5:]))
+
+        self.records.write(Kind.INCOMPLETE, RECORD)
+        records = Records(self.path, OfAnother())
+        error = self.assertRaises(UntrustedRecord, records.read, Kind.INCOMPLETE)
+        self.assertIn("belongs to the user 54321", str(error))
+
+    def test_records_are_for_their_owner_only(self):
+        """They have the UUID of the migration, which proves to a receiver which one it is."""
+        self.addCleanup(os.umask, os.umask(0))
+        for kind in Kind:
+            self.records.write(kind, RECORD)
+            self.assertEqual(0o600, os.stat(self.records.name(kind)).st_mode & 0o7777)
 
     def test_an_unreadable_record_raises_its_error(self):
         class Denied(SystemCalls):

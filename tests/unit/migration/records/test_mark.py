@@ -107,6 +107,8 @@ class MarkTests(SynchronousTestCase):
             b"[]",
             b"{",
             b"{}",
+            json.dumps({**good, "identity": "device \ud800"}).encode(),
+            json.dumps({**good, "disk": "/a\0b"}).encode(),
             json.dumps({**good, "other": 5}).encode(),
             json.dumps({**good, "other": {"host": 5}}).encode(),
             json.dumps({**good, "retired": None}).encode(),

@@ -167,9 +167,12 @@ class VerdictTests(Case):
             (gone(bad=["migrating"]), UNKNOWN, "torn"),
             (place(bad=["migrating"], migrated=RETIRED), UNKNOWN, "torn"),
             (place(bad=["migrated"], incomplete=COPIED), UNKNOWN, "torn"),
-            # A word that cannot be read is not needed for anything.
-            (place(bad=["accepted"]), YES, "no record"),
+            # That it arrived, where that decides.
+            (place(bad=["accepted"]), UNKNOWN, "torn"),
+            (place(bad=["accepted"], migrated=RETIRED), UNKNOWN, "torn"),
             (place(bad=["accepted"], incomplete=COPIED), IF, "never reported"),
+            (place(bad=["accepted"], incomplete=RECORD), NO, "attempt 2"),
+            (place(bad=["accepted"], received=RECEIVED), YES, "was received from"),
             # Accepted.
             (place(accepted=ACCEPTED), YES, "me declared it canonical on since"),
             (gone(accepted=ACCEPTED), UNKNOWN, "is gone"),
@@ -223,8 +226,13 @@ class VerdictTests(Case):
             (place(incomplete=RETIRED, received=RECEIVED), YES, "was received from"),
             (place(incomplete=COPIED, received=RECEIVED), YES, "was received from"),
             (place(incomplete=NEXT, received=RECEIVED), NO, "attempt 2"),
-            (place(bad=["received"]), YES, "no record"),
+            (place(bad=["received"]), UNKNOWN, "torn"),
+            (gone(bad=["received"]), UNKNOWN, "torn"),
             (place(bad=["received"], incomplete=COPIED), IF, "never reported"),
+            (place(bad=["received"], incomplete=RECORD), UNKNOWN, "torn"),
+            (place(bad=["received"], migrated=RETIRED), UNKNOWN, "torn"),
+            (place(bad=["received"], migrating=RECORD), YES, "not known to be whole"),
+            (place(bad=["received"], accepted=ACCEPTED), YES, "declared it canonical"),
             # Received, then sent on; the later record names the earlier one.
             (place(received=RECEIVED, migrating=LATER), YES, "not known to be whole"),
             (place(received=RECEIVED, migrated=ON), NO, "was migrated to"),
@@ -686,7 +694,7 @@ class ExamineTests(FileCase):
         self.assertEqual({Kind.INCOMPLETE, Kind.MIGRATED, Kind.MIGRATING}, set(found.bad))
         self.assertIn("torn", found.bad[Kind.INCOMPLETE])
         self.assertIn("directory", found.bad[Kind.MIGRATED])
-        self.assertIn("cannot be read", found.bad[Kind.MIGRATING])
+        self.assertIn("FIFO", found.bad[Kind.MIGRATING])
 
     def test_the_records_are_read_before_the_disk(self):
         """A disk that vanishes meanwhile then looks as it did while the records were true."""
