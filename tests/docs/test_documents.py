@@ -13,6 +13,8 @@ A fenced block that is tagged ``sh`` is run by bash. What stands behind the tag 
 * ``install``: from a copy of this repository.
 * ``on=systemd``: one block after the other on a host of its own with a systemd, as root; before one
   that is also tagged ``sent``, a disk is sent there.
+* ``on=tls``: between hosts that have certificates, with what belongs on the other side: in
+  test_tls.py.
 
 After each section with a disk in it, the destination's disk is compared with the source's, and the
 source is gone if and only if ``--unlink`` was given. Blocks tagged ``json events=…`` have to show
@@ -146,10 +148,9 @@ def read_blocks(document: Path) -> Iterator[Block]:
 
 BLOCKS = [block for document in DOCUMENTS for block in read_blocks(document)]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
+ELSEWHERE = {"install", "on=systemd", "on=tls"}
 SECTIONS = list(
-    dict.fromkeys(
-        (b.document, b.section) for b in SHELL if not {"install", "on=systemd"} & set(b.tags)
-    )
+    dict.fromkeys((b.document, b.section) for b in SHELL if not ELSEWHERE & set(b.tags))
 )
 
 
@@ -169,7 +170,10 @@ class Hosts:
     def __init__(self, folder: Path, reference: Path) -> None:
         self.folder = folder
         self.reference = reference
-        self.address = f"127.{random.randint(10, 250)}.{os.getpid() % 250}.{random.randint(2, 250)}"
+        network = f"127.{random.randint(10, 250)}.{os.getpid() % 250}"
+        self.address, self.next_address = (
+            f"{network}.{number}" for number in random.sample(range(2, 250), 2)
+        )
         for host in ("source", "destination"):
             for place in ("images", "run", "home", "pki"):
                 (folder / host / place).mkdir(parents=True)
@@ -181,8 +185,8 @@ class Hosts:
         # Hosts are folders here, and /etc/pki is a folder in each.
         scp = folder / "bin" / "scp"
         scp.write_text(
-            '#!/bin/bash\nset -eu\n[ "$1" = -pr ] && [[ "$3" = root@*:* ]]\n'
-            'far=${3#*:}\ncp -pr "$2" "${far/\\/source\\//\\/destination\\/}"\n'
+            "#!/bin/bash\nset -eu\nto=${@: -1}\n[[ $1 = -p* && $to = root@*:* ]]\n"
+            'far=${to#*:}\ncp "${@:1:$#-1}" "${far/\\/source\\//\\/destination\\/}"\n'
         )
         scp.chmod(0o755)
         write_disk(self.source)
@@ -195,15 +199,20 @@ class Hosts:
         return {**os.environ, "PATH": path + ":/usr/sbin:/sbin", "HOME": home}
 
     def start(self, block: Block) -> subprocess.Popen[str]:
-        place = self.folder / block.host
-        text = block.text.replace("/var/lib/images", str(place / "images"))
+        return self.start_text(block.text, block.host)
+
+    def start_text(self, text: str, host: str) -> subprocess.Popen[str]:
+        """Run commands as the documents have them."""
+        place = self.folder / host
+        text = text.replace("/var/lib/images", str(place / "images"))
         text = text.replace("/run/", f"{place}/run/").replace("192.0.2.7", self.address)
+        text = text.replace("192.0.2.8", self.next_address)
         text = text.replace("/etc/pki/", f"{place}/pki/")
         text = text.replace("192.0.2.4", "127.0.0.1")  # from there the kernel connects to it
         return subprocess.Popen(
             ["bash", "-euc", text],
             cwd=place / "home",
-            env=self.environment(block.host),
+            env=self.environment(host),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -788,7 +797,7 @@ def test_every_command_of_the_documents_is_tagged() -> None:
     commands = re.compile(r"^\$? ?(blockmig|twistd?|nbdcopy|nbdkit|qemu-\w+|ssh|make|perf) ", re.M)
     for block in BLOCKS:
         if block.language == "sh":
-            assert set(block.tags) & {"install", "on=source", "on=destination", "on=systemd"}, block
+            assert set(block.tags) & {"on=source", "on=destination", *ELSEWHERE}, block
         else:
             assert block.language in ("json", "python", "text", "mermaid"), block
             assert not commands.search(block.text), block

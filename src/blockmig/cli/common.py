@@ -110,7 +110,8 @@ ALLOW: Final = Parameter(
     "allow",
     "Let only clients from CIDR connect: an address (192.0.2.4, 2001:db8::4) or a network "
     "(192.0.2.0/24, 2001:db8::/64). May be given several times. It is for every address that is "
-    "listened on, 127.0.0.1 as well, and not for UNIX sockets. `blockmig acl` changes it.",
+    "listened on, 127.0.0.1 as well, and not for UNIX sockets. Where other machines can connect, "
+    "this, TLS or --insecure is needed. `blockmig acl` changes it.",
     parse_network,
     repeated=True,
     metavar="CIDR",

@@ -288,7 +288,7 @@ def usage_text(
     first, *others = synopses
     text = "".join([f"Usage: {first}\n", *(f"   or: {other}\n" for other in others)])
     for paragraph in description.split("\n\n"):
-        lines = textwrap.wrap(paragraph, columns, break_on_hyphens=False)
+        lines = _wrapped(paragraph, columns)
         text += "\n" + "\n".join(lines) + "\n"
     if commands:
         rows = [("    ", name, purpose) for name, purpose in commands]
@@ -298,6 +298,11 @@ def usage_text(
     text += "\n" + options_text(options, columns)
     rows = [("    ", str(status), EXIT_STATUSES[status]) for status in statuses]
     return text + "\nExit statuses:\n" + _table(rows, "  ", columns)
+
+
+def _wrapped(text: str, columns: int) -> list[str]:
+    """Lines that never end within `--an-option` or a file-name."""
+    return textwrap.wrap(text, columns, break_on_hyphens=False)
 
 
 def options_text(options: Iterable[Option], columns: int) -> str:
@@ -323,7 +328,7 @@ def _examples_text(examples: Sequence[tuple[str, str]], columns: int) -> str:
     text = ""
     for line, purpose in examples:
         text += f"  {line}\n"
-        wrapped = textwrap.wrap(purpose, max(20, columns - 6))
+        wrapped = _wrapped(purpose, max(20, columns - 6))
         text += "".join(f"      {one}\n" for one in wrapped)
     return text
 
@@ -335,10 +340,10 @@ def _table(rows: list[tuple[str, str, str]], gap: str, columns: int) -> str:
     for margin, name, explanation in rows:
         left = f"{margin}{name:<{longest}}{gap}"
         if columns - len(left) < _NARROWEST:
-            below = textwrap.wrap(explanation, max(_NARROWEST, columns - len(_BELOW)))
+            below = _wrapped(explanation, max(_NARROWEST, columns - len(_BELOW)))
             lines += [f"{margin}{name}".rstrip(), *(_BELOW + line for line in below)]
             continue
-        first, *rest = textwrap.wrap(explanation, columns - len(left))
+        first, *rest = _wrapped(explanation, columns - len(left))
         lines += [left + first, *(" " * len(left) + line for line in rest)]
     return "".join(f"{line}\n" for line in lines)
 
