@@ -85,7 +85,7 @@ def closed_port() -> int:
 # The data.
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "deleted"])
 def test_a_disk_is_moved(
     processes: Processes, server: SSHServer, room: Path, source: Path, kept: bool
 ) -> None:
@@ -229,11 +229,12 @@ def test_a_port_that_is_not_reached_is_tried_again_if_asked(
     server: SSHServer, room: Path, source: Path
 ) -> None:
     said_to_listen_at(server, closed_port())
-    move = server.move(source, room / "copy", "--retry", "--give-up-after", "2")
+    move = server.move(source, room / "copy", "--retry")
+    move.wait_event("not-reached", 60, count=2)
+    move.signal(signal.SIGTERM)
     assert move.wait() == 4
-    assert "its port for the data" in move.stderr
     assert not move.events("attempt")
-    assert len(processes_with(str(room / "copy"))) == 0
+    assert not receivers(room / "copy")
 
 
 def test_a_stop_while_the_port_says_nothing_is_prompt(
@@ -261,6 +262,7 @@ def test_with_auto_it_goes_through_ssh_then(server: SSHServer, room: Path, sourc
     assert digest(room / "copy") == digest(source)
 
 
+@pytest.mark.slow
 def test_with_auto_it_goes_over_TLS_where_it_can(
     server: SSHServer, room: Path, source: Path
 ) -> None:
@@ -270,6 +272,7 @@ def test_with_auto_it_goes_over_TLS_where_it_can(
     assert not move.events("fallback")
 
 
+@pytest.mark.slow
 def test_a_port_that_leads_to_somebody_else_gets_nothing(
     processes: Processes, server: SSHServer, room: Path, source: Path
 ) -> None:
@@ -406,11 +409,11 @@ def test_a_receiver_that_was_left_behind_gives_its_port_away(
     assert digest(room / "copy") == digest(source)
 
 
-@pytest.mark.parametrize("kind", ["deleted", "device"])
+@pytest.mark.parametrize("kind", ["deleted", pytest.param("device", marks=pytest.mark.slow)])
 def test_whatever_is_killed_the_same_command_ends_well(
     processes: Processes, server: SSHServer, room: Path, kind: str
 ) -> None:
-    killed, kills = 0, KILLS if FULL else 3
+    killed, kills = 0, KILLS if FULL else 2
     while killed < kills:
         seed = f"tls {kind} {killed} {os.environ.get('BLOCKMIG_SEED', '1')}"
         one = Round(processes, server, room / f"round-{killed}", kind, seed)
@@ -420,7 +423,7 @@ def test_whatever_is_killed_the_same_command_ends_well(
 def test_what_one_way_has_begun_the_other_may_finish(
     processes: Processes, server: SSHServer, room: Path, source: Path
 ) -> None:
-    for data in ("tls", "ssh", "tls"):
+    for data in ("tls", "ssh") if FULL else ("tls",):
         move = server.move(source, room / "copy", "--max-rate", "2M", "--data", data)
         move.wait_event("attempt")
         move.kill()
@@ -443,7 +446,7 @@ def served(processes: Processes, room: Path, source: Path) -> Running:
     return server
 
 
-@pytest.mark.parametrize("data", ["tls", "auto"])
+@pytest.mark.parametrize("data", ["tls", pytest.param("auto", marks=pytest.mark.slow)])
 def test_a_served_disk_is_moved(
     processes: Processes, server: SSHServer, room: Path, source: Path, served: Running, data: str
 ) -> None:
@@ -460,6 +463,7 @@ def test_a_served_disk_is_moved(
     assert "PRIVATE KEY" not in served.stderr + move.stderr
 
 
+@pytest.mark.slow
 def test_a_served_disk_is_moved_though_ssh_dies(
     processes: Processes, server: SSHServer, room: Path, source: Path, served: Running
 ) -> None:
@@ -474,12 +478,13 @@ def test_a_served_disk_is_moved_though_ssh_dies(
     assert digest(room / "copy") == before
 
 
+@pytest.mark.slow
 def test_a_served_disk_is_moved_whatever_is_killed(
     processes: Processes, server: SSHServer, room: Path, source: Path, served: Running
 ) -> None:
     before = digest(source)
     generator = random.Random(f"live tls {os.environ.get('BLOCKMIG_SEED', '1')}")
-    for _ in range(KILLS if FULL else 2):
+    for _ in range(KILLS):
         if served.status is not None:
             break
         move = move_live(processes, server, room, "--max-rate", "2M")
