@@ -225,6 +225,7 @@ def test_a_port_that_is_not_reached_ends_it_with_a_word(
     assert not receivers(room / "copy")
 
 
+@pytest.mark.slow
 def test_a_port_that_is_not_reached_is_tried_again_if_asked(
     server: SSHServer, room: Path, source: Path
 ) -> None:
@@ -366,7 +367,7 @@ def test_a_stop_says_what_became_of_both_sides(server: SSHServer, room: Path, so
     assert not receivers(room / "copy")
 
 
-@pytest.mark.parametrize("victim", ["ssh", "receiver"])
+@pytest.mark.parametrize("victim", ["ssh", pytest.param("receiver", marks=pytest.mark.slow)])
 def test_what_has_died_is_started_again(
     server: SSHServer, room: Path, source: Path, victim: str
 ) -> None:
@@ -420,10 +421,11 @@ def test_whatever_is_killed_the_same_command_ends_well(
         killed += one.run(kills - killed)
 
 
+@pytest.mark.slow
 def test_what_one_way_has_begun_the_other_may_finish(
     processes: Processes, server: SSHServer, room: Path, source: Path
 ) -> None:
-    for data in ("tls", "ssh") if FULL else ("tls",):
+    for data in ("tls", "ssh", "tls"):
         move = server.move(source, room / "copy", "--max-rate", "2M", "--data", data)
         move.wait_event("attempt")
         move.kill()
