@@ -71,6 +71,7 @@ lint: .venv/test .venv/lint
 bench: .venv/test
 	@scripts/need $(TEST_NEEDS)
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/tls.py
 	$(BIN)/python benchmarks/latency.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/mirroring.py

@@ -113,27 +113,43 @@ def end_of(process: subprocess.Popen[bytes], status: int | None = 0) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def run(competitor: Competitor, place: TestBed) -> None:
-    """One migration."""
-    # What is finished is remembered, and would not be done again.
+def forget(place: TestBed) -> None:
+    """What is finished is remembered, and would not be done again."""
     for path in (f"{place.source}.MIGRATED", f"{place.destination}.RECEIVED"):
         Path(path).unlink(missing_ok=True)
-    place.destination.unlink(missing_ok=True)
     if place.transport == "unix":
         Path(place.address).unlink(missing_ok=True)
-    if not competitor.by_itself:  # nbdkit wants its file to be there
+
+
+def start(command: list[str]) -> subprocess.Popen[bytes]:
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(command, **quiet)
+
+
+def await_listener(place: TestBed, command: list[str]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not listens(place):
+        if time.monotonic() > until:
+            raise SystemExit(f"{shlex.join(command)}: does not listen")
+        time.sleep(0.001)
+
+
+def run(competitor: Competitor, place: TestBed, *, keep: bool = False) -> None:
+    """One migration.
+
+    @param keep: write into the file that is there.
+    """
+    forget(place)
+    if not keep:
+        place.destination.unlink(missing_ok=True)
+    if not competitor.by_itself and not keep:  # nbdkit wants its file to be there
         with place.destination.open("wb") as file:
             file.truncate(place.size)
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     began = time.monotonic()
-    receiver = subprocess.Popen(competitor.receive, **quiet)
+    receiver = start(competitor.receive)
     try:
-        while not listens(place):
-            if time.monotonic() > began + PATIENCE:
-                raise SystemExit(f"{shlex.join(competitor.receive)}: does not listen")
-            time.sleep(0.001)
-        sender = subprocess.Popen(competitor.send, **quiet)
-        cpu = end_of(sender)
+        await_listener(place, competitor.receive)
+        cpu = end_of(start(competitor.send))
         if not competitor.by_itself:
             receiver.send_signal(signal.SIGTERM)
         cpu += end_of(receiver)
@@ -156,10 +172,10 @@ def make_source(path: Path, size: int) -> None:
             file.write(os.urandom(min(1 << 20, size - file.tell())))
 
 
-def show(transport: str, size: int, every: list[Competitor]) -> None:
-    """A table in Markdown."""
+def show(title: str, size: int, every: list[Competitor]) -> None:
+    """A table in Markdown; all are compared with the first."""
     ours = statistics.median(every[0].seconds)
-    print(f"\n{transport.upper()}:\n")
+    print(f"\n{title}:\n")
     print("| | GB/s, median | min - max | s, median | CPU s | beside blockmig |")
     print("| --- | --: | --: | --: | --: | --: |")
     for competitor in every:
@@ -207,7 +223,7 @@ def main() -> None:
             for competitor in every:
                 del competitor.seconds[0], competitor.cpu[0]
             print(file=sys.stderr)
-            show(transport, size, every)
+            show(transport.upper(), size, every)
 
 
 if __name__ == "__main__":

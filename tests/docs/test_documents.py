@@ -70,14 +70,18 @@ SSH = """
 import asyncio, os, sys
 
 words = sys.argv[1:]
-near, far = words[words.index("-L") + 1].split(":")
+near = far = None
+if "-L" in words:
+    near, far = words[words.index("-L") + 1].split(":")
 if words[0] == "-N":
     assert words == ["-N", "-L", f"{near}:{far}", "root@destination.example"], words
     command = None
 else:
     assert words[-3:-1] == ["--", "root@destination.example"], words
     command = words[-1].replace("/source/", "/destination/")
-far = far.replace("/source/", "/destination/")
+if far is not None:
+    far = far.replace("/source/", "/destination/")
+os.environ["SSH_CONNECTION"] = "127.0.0.1 40000 127.0.0.1 22"
 
 
 async def pump(reader, writer):
@@ -95,12 +99,12 @@ async def connected(reader, writer):
 
 
 async def main():
-    async with await asyncio.start_unix_server(connected, near) as server:
-        if command is None:
-            await server.serve_forever()
-        home = os.environ["HOME"].replace("/source/", "/destination/")
-        shell = await asyncio.create_subprocess_shell(command, cwd=home)
-        os._exit(await shell.wait())
+    server = None if near is None else await asyncio.start_unix_server(connected, near)
+    if command is None:
+        await server.serve_forever()
+    home = os.environ["HOME"].replace("/source/", "/destination/")
+    shell = await asyncio.create_subprocess_shell(command, cwd=home)
+    os._exit(await shell.wait())
 
 
 asyncio.run(main())

@@ -20,6 +20,7 @@ class SSHServer:
     """An sshd, and the ssh that may log in there as this user.
 
     @ivar ssh: the ssh command, for C{--ssh}.
+    @ivar options: further ones of every move.
     @ivar state: where the receivers keep the records of devices.
     @ivar remote: what blockmig is called there, for C{--remote-command}: its records of devices are
         in a folder of their own.
@@ -28,6 +29,7 @@ class SSHServer:
     def __init__(self, processes: Processes, room: Path, *lines: str) -> None:
         self.room = room / "ssh"
         self.room.mkdir(mode=0o700)
+        self.options: tuple[object, ...] = ()
         self._processes = processes
         self.port = _free_port()
         for name in ("host", "user"):
@@ -91,7 +93,7 @@ class SSHServer:
         return [
             *(BLOCKMIG, "move", str(source), f"{HOST}:{path}", "--ssh", self.ssh),
             *("--remote-command", self.remote, "--log-format", "json", "-v"),
-            *map(str, options),
+            *map(str, (*self.options, *options)),
         ]
 
 

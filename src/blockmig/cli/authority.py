@@ -42,7 +42,7 @@ _LONGEST_COMMON_NAME: Final = 64
 _EARLY: Final = timedelta(hours=1)
 """Clocks differ: what is made now has been valid for a while."""
 _LABEL: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
-_USAGES: Final = {
+USAGES: Final = {
     Role.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
     Role.CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH,
 }
@@ -94,11 +94,11 @@ class Authority:
             )
         if not os.path.lexists(key_path):
             key = ec.generate_private_key(ec.SECP256R1())
-            _publish(directory, CA_KEY, _pem_of_key(key))
+            _publish(directory, CA_KEY, pem_of_key(key))
         self._key = _load_key(key_path)
         if not os.path.lexists(path):
             self.is_new = True
-            _publish(directory, CA, _pem(_authority(self._key, now, days)))
+            _publish(directory, CA, pem(ca_certificate(self._key, now, days)))
         self.certificate = _load_certificate(path)
         if self.certificate.public_key() != self._key.public_key():
             raise Refused(f"{key_path}: is not the key of the certificate in {CA}")
@@ -115,11 +115,11 @@ class Authority:
         final = os.path.join(self._directory, host.name)
         folder = os.path.join(self._directory, _UNFINISHED + host.name)
         os.mkdir(folder, 0o700)
-        _write(os.path.join(folder, CA), _pem(self.certificate))
+        _write(os.path.join(folder, CA), pem(self.certificate))
         for role in Role:
             key = ec.generate_private_key(ec.SECP256R1())
-            _write(os.path.join(folder, role.key), _pem_of_key(key))
-            _write(os.path.join(folder, role.certificate), _pem(self._sign(key, host, role, end)))
+            _write(os.path.join(folder, role.key), pem_of_key(key))
+            _write(os.path.join(folder, role.certificate), pem(self._sign(key, host, role, end)))
         _sync(folder)
         if os.path.lexists(final):  # rename(2) would replace an empty folder
             raise already_there(final)
@@ -130,13 +130,13 @@ class Authority:
     def _sign(self, key: Any, host: Host, role: Role, end: datetime) -> x509.Certificate:
         names = x509.SubjectAlternativeName([*map(_general_name, (host.name, *host.others))])
         subject = _subject(host.name)
-        builder = _builder(subject, self.certificate.subject, key, self._now, end)
+        builder = certificate_builder(subject, self.certificate.subject, key, self._now, end)
         return (
             # Without a subject, the alternative names are all there is, and have to be understood.
             builder.add_extension(names, critical=not subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([_USAGES[role]]), critical=False)
+            .add_extension(key_usage(signs=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([USAGES[role]]), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False
             )
@@ -237,11 +237,11 @@ def _load_certificate(path: str) -> x509.Certificate:
     return found
 
 
-def _pem(one: x509.Certificate) -> bytes:
+def pem(one: x509.Certificate) -> bytes:
     return one.public_bytes(serialization.Encoding.PEM)
 
 
-def _pem_of_key(key: Any) -> bytes:
+def pem_of_key(key: Any) -> bytes:
     text: bytes = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -253,27 +253,40 @@ def _pem_of_key(key: Any) -> bytes:
 # Certificates.
 
 
-def _authority(key: Any, now: datetime, days: int) -> x509.Certificate:
+def ca_certificate(
+    key: Any, now: datetime, days: int, early: timedelta = _EARLY
+) -> x509.Certificate:
     name = f"blockmig CA at {printable(os.uname().nodename)[:20]}, {now:%Y-%m-%d %H:%M:%S}"
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = _builder(subject, subject, key, now, now + timedelta(days=days))
+    end = now + timedelta(days=days)
+    builder = certificate_builder(subject, subject, key, now, end, early=early)
     return (
         builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs=True), critical=True)
+        .add_extension(key_usage(signs=True), critical=True)
         .sign(key, hashes.SHA256())
     )
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: Any, now: datetime, end: datetime
+def certificate_builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: Any,
+    now: datetime,
+    end: datetime,
+    *,
+    early: timedelta = _EARLY,
 ) -> x509.CertificateBuilder:
+    """What every certificate has.
+
+    @param early: for so long it has been valid when it is made.
+    """
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _EARLY)
+        .not_valid_before(now - early)
         .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
@@ -292,7 +305,7 @@ def _general_name(text: str) -> x509.GeneralName:
     return x509.DNSName(text)
 
 
-def _key_usage(*, signs: bool) -> x509.KeyUsage:
+def key_usage(*, signs: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=not signs,
         content_commitment=False,

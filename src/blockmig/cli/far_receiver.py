@@ -1,17 +1,14 @@
 """The receiver at the other end of a `move`: `blockmig receive`, started there by the user's ssh.
 
-Owns the ssh process, the private directories at both ends, and the judgement of why a receiver has
-ended. NBD connections go through UNIX sockets that ssh forwards: any number of them, each a channel
-of its own, and none of them an own ssh.
+Owns the ssh process, and the judgement of why a receiver has ended. How NBD connections get to the
+receiver is the L{Way<blockmig.cli.way.Way>}'s: through this ssh, or beside it. In either case there
+is one ssh for any number of them.
 
 Rules:
 
 * it is the user's ssh, with its configuration, agent and host keys, and may ask for a passphrase on
   the terminal. Only what would break a move is set: no connection that others share carries it
   (ControlMaster), since that outlives it; and a host that has gone is noticed within a minute;
-* both sockets are in directories of mode 0700 that nobody else uses. (That of the receiver is
-  made by the shell there, since C{--remote-command 'sudo blockmig'} is another user: the socket
-  itself may be used by whoever gets into the directory.)
 * the secret goes by standard input, which then stays open: when it closes, in whichever way, the
   receiver ends as by SIGTERM. No argument, log line or record has the secret (design, section 2:
   R10);
@@ -24,19 +21,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import shlex
 import shutil
 import signal
-import stat
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.error import ProcessDone
 from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import ProcessProtocol
@@ -47,22 +39,24 @@ from zope.interface import implementer
 
 from ..errors import AlreadyDone, ExitStatus, GaveUp, LocalFailure, MigrationError, Refused
 from ..lives import OneShot
+from ..nbd import NBDURI
+from ..transport import client_endpoint
 from ..units import printable
+from .direct_tls import NO_ADDRESS
 from .remote_place import RemotePlace
+from .tunnel import NO_DIRECTORY
+from .way import FarFailed, NoWay, Way
 
 _log = Logger()
 
 _SSH_OPTIONS: Final = (
     *("-T", "-o", "ControlMaster=no", "-o", "ControlPath=none", "-o", "RemoteCommand=none"),
-    *("-o", "StreamLocalBindUnlink=yes"),  # of the ssh before
     *("-o", "ExitOnForwardFailure=no"),  # of forwards in the configuration, which others may have
     *("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"),
 )
 _WITHOUT_SIGNALS: Final = 'trap "" INT QUIT; exec "$@"'
 """An ignored signal stays so in the program that is executed, and ssh keeps to that."""
 
-_NO_DIRECTORY: Final = 72
-"""The shell's status where the private directory could not be made."""
 _SSH_FAILED: Final = 255
 _NOT_FOUND: Final = (126, 127)
 _NOT_FORWARDED: Final = ": open failed: "
@@ -73,17 +67,12 @@ _PERMANENT: Final = {
 }
 _TOO_OLD: Final = ("not recognized", "unknown command")
 _LONGEST_LINE: Final = 65536
-_LONGEST_PLACE: Final = 64
 
 _GRACE: Final = 5.0
 """Seconds in which a receiver whose migration is complete ends by itself."""
 _END_TIMEOUT: Final = 10.0
 _KILL_TIMEOUT: Final = 2.0
 _PIPES_TIMEOUT: Final = 1.0
-
-
-class FarFailed(Exception):
-    """There is no receiver now, which another try may mend; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +91,8 @@ class Ending:
 class _Session(ProcessProtocol):
     """One ssh process.
 
-    @param secret: for the receiver's standard input.
+    @param way: how the data gets there, for which the receiver's errors are judged.
+    @param first: what the receiver's standard input has first.
     @param not_forwarded: called when a connection did not get through, with why.
     @ivar listening: fires when the receiver listens; fails with what L{Ending} says, if it has
         ended before.
@@ -112,13 +102,20 @@ class _Session(ProcessProtocol):
     transport: Any
 
     def __init__(
-        self, reactor: Any, host: str, secret: bytes, not_forwarded: Callable[[str], None]
+        self,
+        reactor: Any,
+        host: str,
+        way: Way,
+        first: bytes,
+        not_forwarded: Callable[[str], None],
     ) -> None:
         self.listening: OneShot[None] = OneShot()
         self.ended: OneShot[Ending] = OneShot()
         self._reactor = reactor
         self._host = host
-        self._secret = secret
+        self._way = way
+        self._first = first
+        self._hindrance: MigrationError | None = None
         self._buffer = b""
         self._last_line = ""
         self._final: dict[str, Any] = {}
@@ -127,7 +124,7 @@ class _Session(ProcessProtocol):
         self._is_to_end = False
 
     def connectionMade(self) -> None:
-        self.transport.write(self._secret + b"\n")
+        self.transport.write(self._first)
 
     def close_input(self) -> None:
         """Have the receiver end; of what it says only its last word is told any more."""
@@ -158,7 +155,7 @@ class _Session(ProcessProtocol):
         if isinstance(event, dict) and isinstance(event.get("event"), str):
             self._event(event)
             return
-        if _NOT_FORWARDED in line:
+        if _NOT_FORWARDED in line and self._way.forwards:
             self._not_forwarded(
                 f"{self._host}: its sshd does not lead to the receiver's socket; does it forward "
                 f"UNIX sockets (AllowStreamLocalForwarding)? ({printable(line)})"
@@ -168,14 +165,25 @@ class _Session(ProcessProtocol):
 
     def _event(self, event: dict[str, Any]) -> None:
         name, message = event["event"], printable(event.get("message", ""))
-        if name == "listening":
+        if name == "listening" and not self.listening.is_known:
+            self._way.opened(str(event.get("uri", "")))
             self.listening.resolve(None)
+        if name == "cannot-listen":
+            self._cannot_listen(message)
         if name in ("error", "already-done", "complete"):
             self._final = event
             return
         serious = event.get("level") in ("warn", "error", "critical") and not self._is_to_end
         tell = _log.warn if serious else _log.debug
         tell("{host}: {message}", event="far", host=self._host, message=message)
+
+    def _cannot_listen(self, message: str) -> None:
+        """The receiver tries on; but where another way may do, nobody waits for that."""
+        why = message.replace(" yet: ", ": ", 1).removesuffix("; trying again")
+        error = self._way.judged(Refused(f"{self._host}: {why}"))
+        if isinstance(error, NoWay) and self._hindrance is None:
+            self._hindrance = error
+            self.close_input()
 
     def processExited(self, reason: Failure) -> None:
         # Who has inherited the pipes, such as a proxy command, may keep them open for ever.
@@ -190,7 +198,10 @@ class _Session(ProcessProtocol):
         if self.ended.is_known:
             return
         self.errReceived(b"\n")
-        ending = Ending(self._error(reason), printable(self._final.get("message", "")))
+        error = self._hindrance or self._error(reason)
+        if isinstance(error, MigrationError):
+            error = self._way.judged(error)
+        ending = Ending(error, printable(self._final.get("message", "")))
         why = ending.error or FarFailed(f"{self._host}: its receiver is complete")
         self.ended.resolve(ending)
         self.listening.resolve(Failure(why))
@@ -213,8 +224,13 @@ class _Session(ProcessProtocol):
                 f"{host}: {line or 'command not found'}: is blockmig installed there? "
                 "--remote-command says what it is called"
             )
-        if status == _NO_DIRECTORY:
+        if status == NO_DIRECTORY:
             return Refused(f"{host}: a directory for the sockets cannot be made: {line}")
+        if status == NO_ADDRESS:
+            return Refused(
+                f"{host}: nothing there says to which address ssh has connected (SSH_CONNECTION): "
+                "give --data-address"
+            )
         if status in _PERMANENT and name == "error":
             return _PERMANENT[ExitStatus(status)](f"{host}: {said}")
         if status == ExitStatus.REFUSED:
@@ -231,13 +247,12 @@ class FarReceiver:
 
     @param ssh: the words of the ssh command.
     @param arguments: of the receiver, all but where it listens.
-    @param name: of the directory for the socket here; the same whenever this migration is run, so
-        that nothing is left behind by one that was killed.
+    @param way: how connections get to it.
     @param on_end: called when a receiver has ended that nobody starts again.
     @ivar listened: whether a receiver ever listened.
     @ivar verdict: why no receiver is started any more; None as long as one may be.
     @ivar last_failure: why the last try to start one, or to reach it, failed; "" if none did.
-    @ivar when_listening: fires when the first receiver listens.
+    @ivar when_reached: fires when the way has first led to one that listens.
     """
 
     def __init__(
@@ -249,29 +264,28 @@ class FarReceiver:
         command: str,
         arguments: Callable[[], Sequence[str]],
         secret: bytes,
-        name: str,
+        way: Way,
         on_end: Callable[[MigrationError], None],
     ) -> None:
         self.listened = False
         self.verdict: MigrationError | None = None
         self.last_failure = ""
-        self.when_listening: OneShot[None] = OneShot()
+        self.when_reached: OneShot[None] = OneShot()
         self._reactor = reactor
         self._place = place
         self._ssh = ssh
         self._command = command
         self._arguments = arguments
         self._secret = secret
-        self._name = name
+        self._way = way
         self._on_end = on_end
-        self._directory = ""
         self._session: _Session | None = None
         self._closing = False
 
-    async def socket(self) -> str:
-        """The local socket that leads to the receiver, once that listens.
+    async def reached(self) -> NBDURI:
+        """Where to connect to the receiver, once it listens.
 
-        @raise FarFailed: there is none, and there may be one later.
+        @raise FarFailed: nowhere, and that may change.
         @raise MigrationError: there will be none.
         """
         if self.verdict is not None:
@@ -280,30 +294,43 @@ class FarReceiver:
         if session is None or session.ended.is_known:
             session = self._start()
         await session.listening.wait()
-        return self._socket
+        try:
+            uri = await self._way.reach()
+        except (FarFailed, MigrationError) as error:
+            _log.debug("{why}", event="not-reached", why=str(error))
+            if isinstance(error, MigrationError):
+                self._refuse(error)
+            else:
+                self.last_failure = str(error)
+            raise
+        self.last_failure = ""
+        self.when_reached.resolve(None)
+        return uri
+
+    @property
+    def was_reached(self) -> bool:
+        """Whether the way has ever led to a receiver."""
+        return self.when_reached.is_known
 
     async def ended(self) -> None:
         """Return when the receiver that is there now has ended."""
         if self._session is not None:
             await self._session.ended.wait()
 
-    @property
-    def _socket(self) -> str:
-        return os.path.join(self._directory, "nbd")
-
     def _start(self) -> _Session:
         if self._closing:
             raise FarFailed(f"{self._place.host}: the receiver is being stopped")
         if shutil.which(self._ssh[0]) is None:
-            self.verdict = Refused(
-                f"{self._ssh[0]}: command not found; --ssh says what it is called"
-            )
-            self._on_end(self.verdict)
-            raise self.verdict
-        if not self._directory:
-            self._directory = _private_directory(self._name)
+            error = Refused(f"{self._ssh[0]}: command not found; --ssh says what it is called")
+            self._refuse(error)
+            raise error
+        try:
+            first = self._way.input(self._secret)
+        except MigrationError as error:
+            self._refuse(error)
+            raise
         self._session = session = _Session(
-            self._reactor, self._place.host, self._secret, self._not_forwarded
+            self._reactor, self._place.host, self._way, first, self._not_forwarded
         )
         session.listening.wait().addCallbacks(self._listening, lambda _: None)
         session.ended.wait().addCallback(self._ended)
@@ -312,18 +339,22 @@ class FarReceiver:
         return session
 
     def _ssh_words(self) -> list[str]:
-        far = f"/tmp/blockmig-{secrets.token_hex(8)}"
-        forward = f"{self._socket}:{far}/nbd"
-        script = remote_script(self._command, self._arguments(), far)
+        options = self._way.ssh_options()
+        script = self._way.script(self._command, self._arguments())
         return [
-            *(*self._ssh, *_SSH_OPTIONS, "-L", forward, "--", self._place.ssh_host),
+            *(*self._ssh, *_SSH_OPTIONS, *options, "--", self._place.ssh_host),
             f"sh -c {shlex.quote(script)}",
         ]
 
     def _listening(self, _: None) -> None:
         self.listened = True
         self.last_failure = ""
-        self.when_listening.resolve(None)
+
+    def _refuse(self, error: MigrationError) -> None:
+        """Start no receiver any more."""
+        if self.verdict is None:
+            self.verdict = error
+            self._on_end(error)
 
     def _not_forwarded(self, why: str) -> None:
         self.last_failure = why
@@ -336,9 +367,8 @@ class FarReceiver:
         if isinstance(error, FarFailed):
             self.last_failure = str(error)
             _log.debug("{why}", event="far-ended", why=str(error))
-        elif error is not None and self.verdict is None:
-            self.verdict = error
-            self._on_end(error)
+        elif error is not None:
+            self._refuse(error)
 
     async def close(self, complete: bool) -> Ending | None:
         """End the receiver, if there is one; its last word, or None if it is not known.
@@ -357,16 +387,13 @@ class FarReceiver:
                         session.signal(name)
                         if await self._ends(session, _KILL_TIMEOUT):
                             break
-        if self._directory:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        self._way.close()
         ending = session.ended.result if session is not None else None
         return ending if isinstance(ending, Ending) else None
 
     def remove_left_behind(self) -> None:
-        """Remove the directory of an earlier process that was killed when it had completed."""
-        path = _directory_of(self._name)
-        if _is_private(path):
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove what an earlier process has left here that was killed when it had completed."""
+        self._way.remove_left_behind()
 
     async def _ends(self, session: _Session, seconds: float) -> bool:
         """Wait so long for its end; whether it came."""
@@ -390,60 +417,6 @@ class FarEndpoint:
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: IProtocolFactory) -> IProtocol:
-        path = await self._far.socket()
-        connected: IProtocol = await UNIXClientEndpoint(self._reactor, path).connect(factory)
+        uri = await self._far.reached()
+        connected: IProtocol = await client_endpoint(self._reactor, uri).connect(factory)
         return connected
-
-
-def remote_script(command: str, arguments: Sequence[str], directory: str) -> str:
-    """What the shell does at the other end: run the receiver beside a private directory.
-
-    @param command: what blockmig is called there; words of that shell.
-    @param directory: for the receiver's socket; has no character that a shell minds.
-    """
-    listen = f"unix:{directory}/nbd:mode=666"
-    receive = " ".join(map(shlex.quote, ["receive", f"--listen={listen}", *arguments]))
-    return (
-        f"mkdir -m 700 {directory} || exit {_NO_DIRECTORY}; {command} {receive}; status=$?; "
-        f"rm -rf {directory}; exit $status"
-    )
-
-
-def _directory_of(name: str) -> str:
-    """Where the socket here is, with a path that ssh can take apart."""
-    return os.path.join(_place_of_directories(), f"blockmig-{os.geteuid()}-{name}")
-
-
-def _place_of_directories() -> str:
-    place = tempfile.gettempdir()
-    return "/tmp" if ":" in place or len(os.fsencode(place)) > _LONGEST_PLACE else place
-
-
-def _private_directory(name: str) -> str:
-    """A directory that only we can use.
-
-    It is the one that an earlier process of that name has left behind, if there is one.
-    """
-    path = _directory_of(name)
-    try:
-        os.mkdir(path, 0o700)
-    except OSError:
-        if not _is_private(path):
-            return tempfile.mkdtemp(prefix="blockmig-", dir=_place_of_directories())
-        for left in os.listdir(path):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(path, left))
-    return path
-
-
-def _is_private(path: str) -> bool:
-    """Whether that is a directory that nobody but us can use."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return False
-    return (
-        stat.S_ISDIR(status.st_mode)
-        and status.st_uid == os.geteuid()
-        and not stat.S_IMODE(status.st_mode) & 0o077
-    )

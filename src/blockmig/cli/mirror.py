@@ -108,6 +108,7 @@ class Options(usage.Options):
     )
     uri: NBDURI
     secret: bytes
+    certificates: bytes = b""
     relay_to: NBDURI | None = None
 
     def parseArgs(self, *arguments: str) -> None:

@@ -34,7 +34,13 @@ from ..nbd import NBDURI, BadURI, parse_uri
 from ..runtime import Runtime
 from ..server import Server
 from ..storage import DiskRefused
-from .tls import check_client, destination_at, with_certificates
+from .tls import (
+    LARGEST_BUNDLE,
+    check_client,
+    destination_at,
+    held_policy,
+    with_certificates,
+)
 
 _log = Logger()
 
@@ -158,7 +164,7 @@ class MirrorManager:
             successor = self._destination(after, str(after))
         return Mirror(
             self._server,
-            self._destination(uri, body.address()),
+            self._destination(uri, body.address(), body.certificates()),
             unlink=body.flag("unlink"),
             overrides=Overrides(
                 body.flag("again") or body.flag("overwrite"),
@@ -175,10 +181,12 @@ class MirrorManager:
             runtime=self._runtime,
         )
 
-    def _destination(self, uri: NBDURI, address: str = "") -> Destination:
+    def _destination(self, uri: NBDURI, address: str = "", held: bytes = b"") -> Destination:
         uri = with_certificates(uri, self._certificates)
-        found = destination_at(uri, self._make_endpoint, self._runtime.reactor, address)
-        check_client(uri, found.tls)
+        policy = held_policy(uri, held) if held else None
+        found = destination_at(uri, self._make_endpoint, self._runtime.reactor, address, tls=policy)
+        if policy is None:
+            check_client(uri, found.tls)
         return found
 
     def _ended(self, result: Summary | Failure, mirror: Mirror) -> None:
@@ -271,6 +279,13 @@ class _RequestBody:
         if not isinstance(value, str) or len(value) > _LONGEST_ADDRESS or not value.isprintable():
             raise self._bad("address")
         return value
+
+    def certificates(self) -> bytes:
+        """Those of a client, as PEM; empty where the URI, or the server, has them."""
+        value = self._body.get("certificates", "")
+        if not isinstance(value, str) or not value.isascii() or len(value) > LARGEST_BUNDLE:
+            raise ControlRefused("certificates: is not valid", 400)
+        return value.encode()
 
     def flag(self, name: str) -> bool:
         value = self._body.get(name, False)

@@ -49,6 +49,7 @@ def request_mirror(options: Options, ask: Ask = ask) -> int:
 def request_body(options: Options) -> dict[str, Any]:
     """The body of the request for the mirror that C{options} describe."""
     linger = options["linger"]
+    certificates = options.certificates.decode()
     return {
         "uri": str(absolute(options.uri)),
         "unlink": bool(options["unlink"]),
@@ -57,6 +58,7 @@ def request_body(options: Options) -> dict[str, Any]:
         "plain": bool(options["plain"]),
         "id": options["id"] or "",
         "secret": options.secret.hex(),
+        **({"certificates": certificates} if certificates else {}),
         "max_rate": options["max-rate"],
         "max_pause": options["max-pause"] / 1000,
         "timeout": options["timeout"],

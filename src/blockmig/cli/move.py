@@ -10,12 +10,14 @@ from . import common, usage
 from .launch import launch
 from .remote_place import RemotePlace, is_remote, parse_place
 from .usage import Flag, Group, Parameter
+from .values import one_of, parse_address, parse_port
+from .way import Data
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
     from .logs import Write
+    from .move_choice import MoveChoice
     from .move_live_operation import MoveLiveOperation
-    from .move_operation import MoveOperation
 
 
 _ONLY_OF_FILES: Final = ("in-use-anyway", "raw-anyway", "retry", "give-up-after", "state-dir")
@@ -32,9 +34,9 @@ class Options(usage.Options):
     longdesc = (
         "Move FILE, a raw image or block device that is not in use, to PATH on HOST. HOST is "
         "whatever `ssh HOST` understands, and blockmig must be installed there too: `move` starts "
-        "`blockmig receive` there through ssh, sends the disk through the same connection, and "
-        "ends with one exit status. When all of FILE is durable at HOST, it is marked as migrated, "
-        "or deleted (--unlink).\n\n"
+        "`blockmig receive` there through ssh, sends the disk through the same connection (or "
+        "beside it: --data), and ends with one exit status. When all of FILE is durable at HOST, "
+        "it is marked as migrated, or deleted (--unlink).\n\n"
         "If anything crashes, run the same command again: it continues, or finishes, or says that "
         "all was done already (status 0). If the connection is lost, the same happens by itself "
         "(see --give-up-after). Ctrl-C stops both sides, and says what became of each.\n\n"
@@ -48,8 +50,8 @@ class Options(usage.Options):
             "Move the disk, and keep it here, marked as migrated.",
         ),
         (
-            "blockmig move --ssh 'ssh -p 2222' /dev/vg0/web web2:/dev/vg0/web",
-            "Move it to a device of the same size there.",
+            "blockmig move --ssh 'ssh -p 2222' --data tls /dev/vg0/web web2:/dev/vg0/web",
+            "Move it to a device of the same size there, with the data over TLS beside ssh.",
         ),
     )
     statuses = (0, 1, 3, 4, 5)
@@ -82,6 +84,32 @@ class Options(usage.Options):
             "'~/blockmig-venv/bin/blockmig' or 'sudo blockmig'.",
             default="blockmig",
             metavar="COMMAND",
+            group=Group.WHERE,
+        ),
+        Parameter(
+            "data",
+            "How the data goes there: through ssh; over tls, to a TCP port of HOST that only this "
+            "move can use (both hosts need blockmig[tls]); or auto, which is tls if that port can "
+            "be reached, and else ssh.",
+            one_of(*Data),
+            Data.SSH,
+            metavar="HOW",
+            group=Group.WHERE,
+        ),
+        Parameter(
+            "data-port",
+            "With --data tls or auto: the TCP port of HOST, for its firewall.",
+            parse_port,
+            metavar="PORT",
+            default_text="any that is free",
+            group=Group.WHERE,
+        ),
+        Parameter(
+            "data-address",
+            "With --data tls or auto: the IP address of HOST at which the port is.",
+            parse_address,
+            metavar="ADDRESS",
+            default_text="the one to which ssh has connected",
             group=Group.WHERE,
         ),
         common.CONTROL_SOCKET,
@@ -125,6 +153,9 @@ class Options(usage.Options):
             for name in _ONLY_OF_FILES:
                 if self[name]:
                     raise usage.UsageError(f"--{name} is only for a disk that is not served")
+        for name in ("data-port", "data-address"):
+            if self[name] is not None and self["data"] == Data.SSH:
+                raise usage.UsageError(f"--{name} is for --data tls: through ssh there is no port")
         for name in ("ssh", "remote-command"):
             if not self[name].strip():
                 raise usage.UsageError(f"--{name}: is empty")
@@ -141,9 +172,7 @@ def run(options: Options) -> int:
     return launch(options, _operation)
 
 
-def _operation(
-    options: Options, runtime: Runtime
-) -> tuple[MoveOperation | MoveLiveOperation, Write]:
+def _operation(options: Options, runtime: Runtime) -> tuple[MoveChoice | MoveLiveOperation, Write]:
     from .progress import make_display  # noqa: PLC0415
 
     display = make_display(options["progress"])
@@ -151,6 +180,6 @@ def _operation(
         from .move_live_operation import MoveLiveOperation  # noqa: PLC0415
 
         return MoveLiveOperation(options, runtime, display), display.write
-    from .move_operation import MoveOperation  # noqa: PLC0415
+    from .move_choice import MoveChoice  # noqa: PLC0415
 
-    return MoveOperation(options, runtime, display), display.write
+    return MoveChoice(options, runtime, display), display.write

@@ -5,8 +5,9 @@ Owns the ssh for as long as the mirror goes on, and what is said of server and r
 Rules:
 
 * the mirror is the server's, and its clients are never in danger: whatever dies here, they go on;
-* the server reaches the receiver through a socket whose path is the same in every run, and records
-  the place as `move` does, so that `move FILE` finishes what the server could not;
+* the server reaches the receiver at one place for as long as this goes on: the socket of a tunnel,
+  or an address and a port that a receiver which is started again has too. It records the place as
+  `move` does, so that `move FILE` finishes what the server could not;
 * ssh is started again while the mirror goes on; where the receiver has refused, the mirror is
   cancelled;
 * a mirror that an earlier `move` to the same place has left behind is cancelled first: its secret
@@ -39,13 +40,15 @@ from ..nbd import NBDURI
 from ..runtime import Runtime
 from ..units import printable
 from . import mirror
-from .far_receiver import FarFailed, FarReceiver
+from .far_receiver import FarReceiver
 from .mirror_operation import MirrorOperation, in_thread
 from .mirror_request import Ask
 from .move import Options
+from .move_choice import log_next
 from .move_operation import last_word, migration_id, receiver_arguments, short_name
 from .progress import Display
 from .values import integer_field
+from .way import Data, FarFailed, NoWay, Way, make_way, ways
 
 _log = Logger()
 
@@ -67,15 +70,28 @@ class MoveLiveOperation:
         self._display = display
         self._ask = ask
         self._size = 0
-        self._far: FarReceiver | None = None
+        self._way: Way
         self._mirror: MirrorOperation | None = None
         self._stop_reason = ""
         self._over = False
         self._waiting: Deferred[Any] | None = None
 
     async def run(self) -> Summary | None:
+        await self._prepare()
+        *others, last = ways(self._options["data"])
+        for kind in others:
+            try:
+                return await self._by(kind)
+            except NoWay as error:
+                if self._mirror is not None:
+                    raise
+                log_next(error)
+        return await self._by(last)
+
+    async def _by(self, kind: Data) -> Summary | None:
+        """Move it with the data going that way."""
         options, place = self._options, self._options.uri.shown
-        self._far = far = await self._prepare()
+        far = self._receiver(kind)
         try:
             outcome: Summary | MigrationError | None = await self._move(far)
         except MigrationError as error:
@@ -101,9 +117,9 @@ class MoveLiveOperation:
         self._stop_reason = why
         self._cancel()
 
-    async def _prepare(self) -> FarReceiver:
-        """Look at the server, and make what starts the receiver."""
-        options, reactor = self._options, self._runtime.reactor
+    async def _prepare(self) -> None:
+        """Look at the server."""
+        options = self._options
         try:
             status = await self._request("GET", "/status")
         except ControlError as error:
@@ -119,14 +135,20 @@ class MoveLiveOperation:
         found = status.get("mirror")
         if isinstance(found, dict) and found.get("state") not in _OVER:
             await self._cancel_earlier(found)
+
+    def _receiver(self, kind: Data) -> FarReceiver:
+        """What starts the receiver."""
+        options, runtime = self._options, self._runtime
+        name = short_name(options["file"], options["id"])
+        self._way = make_way(kind, options, runtime, name, one_place=True)
         return FarReceiver(
-            reactor,
+            runtime.reactor,
             options.uri,
             ssh=shlex.split(options["ssh"]),
             command=options["remote-command"],
             arguments=self._arguments,
             secret=options.secret,
-            name=short_name(disk, options["id"]),
+            way=self._way,
             on_end=self._far_ended,
         )
 
@@ -147,8 +169,8 @@ class MoveLiveOperation:
         if self._stop_reason:
             raise GaveUp("nothing was begun")
         try:
-            self._waiting = Deferred.fromCoroutine(far.socket())
-            path = await self._waiting
+            self._waiting = Deferred.fromCoroutine(far.reached())
+            uri = await self._waiting
         except FarFailed as error:
             raise Refused(str(error)) from None
         except CancelledError:
@@ -157,7 +179,7 @@ class MoveLiveOperation:
             self._waiting = None
         self._keep_up(far)
         self._mirror = MirrorOperation(
-            self._mirror_options(path),
+            self._mirror_options(uri),
             self._runtime.reactor,
             self._display,
             self._ask,
@@ -173,14 +195,15 @@ class MoveLiveOperation:
                 raise
             raise type(there)(f"{there}; {error}") from None
 
-    def _mirror_options(self, path: str) -> mirror.Options:
+    def _mirror_options(self, uri: NBDURI) -> mirror.Options:
         """What `mirror --wait` would have been given."""
         options, given = mirror.Options(), self._options
         for name in ("control", "id", "unlink", "max-rate"):
             options[name] = given[name]
         options["overwrite"] = int(given["overwrite"])
         options["wait"] = 1
-        options.uri, options.secret = NBDURI(socket=path), given.secret
+        options.uri, options.secret = uri, given.secret
+        options.certificates = self._way.certificates
         return options
 
     # While the mirror goes on.
@@ -192,7 +215,7 @@ class MoveLiveOperation:
             delay = _FIRST_DELAY
             while not self._over and far.verdict is None:
                 try:
-                    await far.socket()
+                    await far.reached()
                     delay = _FIRST_DELAY
                     await far.ended()
                 except FarFailed as error:

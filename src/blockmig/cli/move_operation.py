@@ -1,4 +1,4 @@
-"""What `move` does: sends a disk as `send` does, to a receiver that it starts itself.
+"""A disk is moved: sent as `send` does, to a receiver that is started for it.
 
 Owns the id of the migration, and what is said of the two sides together.
 
@@ -43,23 +43,31 @@ from ..migration.source.resume import Source
 from ..runtime import Runtime
 from ..storage import DiskRefused
 from ..syscalls import SystemCalls
-from .far_receiver import Ending, FarEndpoint, FarFailed, FarReceiver
+from .far_receiver import Ending, FarEndpoint, FarReceiver
 from .move import Options
 from .progress import Display
 from .send_operation import SendOperation
+from .way import Data, FarFailed, NoWay, make_way
 
 _log = Logger()
 
 
 class MoveOperation:
-    """Moves the disk, or finishes a move whose source was retired in an earlier run."""
+    """Moves the disk, or finishes a move whose source was retired in an earlier run.
+
+    @param kind: the way of the data.
+    """
 
     hung_up: Final = None
 
-    def __init__(self, options: Options, runtime: Runtime, display: Display) -> None:
+    def __init__(
+        self, options: Options, runtime: Runtime, display: Display, kind: Data = Data.SSH
+    ) -> None:
         self._options = options
         self._runtime = runtime
         options["id"] = self._id = migration_id(options, runtime.system)
+        name = short_name(os.path.realpath(options["file"]), self._id)
+        self._way = make_way(kind, options, runtime, name)
         self._far = FarReceiver(
             runtime.reactor,
             options.uri,
@@ -67,12 +75,14 @@ class MoveOperation:
             command=options["remote-command"],
             arguments=self._arguments,
             secret=options.secret,
-            name=short_name(os.path.realpath(options["file"]), self._id),
+            way=self._way,
             on_end=self._far_ended,
         )
         self._endpoint = FarEndpoint(runtime.reactor, self._far)
         self._display = _LateDisplay(display, self._far)
-        self._send = SendOperation(options, runtime, self._display, lambda *_: self._endpoint)
+        self._send = SendOperation(
+            options, runtime, self._display, lambda *_: self._endpoint, tls=self._way.tls
+        )
         self._stop_reason = ""
 
     @property
@@ -93,6 +103,12 @@ class MoveOperation:
         if isinstance(outcome, Summary):
             return outcome
         return await self._concluded(outcome, ending)
+
+    @property
+    def no_way(self) -> NoWay | None:
+        """Why the data does not go this way; None if it does, or that is not known."""
+        there = self._far.verdict
+        return there if isinstance(there, NoWay) and not self._far.was_reached else None
 
     def stop(self, why: str) -> None:
         self._stop_reason = why
@@ -146,7 +162,7 @@ class MoveOperation:
         source = Source.at(options["file"], options["state-dir"], runtime.system)
         try:
             finisher = source.finisher(
-                Destination(self._endpoint, options.uri.export, str(options.uri)),
+                Destination(self._endpoint, options.uri.export, str(options.uri), self._way.tls),
                 unlink=bool(options["unlink"]),
                 identity=Identity(self._id, options.secret),
                 runtime=runtime,
@@ -227,7 +243,7 @@ def _size_of(path: str, system: SystemCalls) -> int | None:
 
 
 class _LateDisplay:
-    """Shows nothing until the receiver listens: ssh may have to ask for a passphrase first.
+    """Shows nothing until the receiver is reached: ssh may have to ask for a passphrase first.
 
     @ivar attempted: whether the receiver has accepted an attempt.
     """
@@ -247,12 +263,12 @@ class _LateDisplay:
     def start(self, progress: Progress, reactor: Any) -> None:
         self._progress = progress
 
-        def listening(_: None) -> None:
+        def reached(_: None) -> None:
             if not self._stopped:
                 self._started = True
                 self._display.start(progress, reactor)
 
-        self._far.when_listening.wait().addCallback(listening)
+        self._far.when_reached.wait().addCallback(reached)
 
     def stop(self) -> None:
         self._stopped = True

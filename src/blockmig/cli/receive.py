@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Options(usage.Options):
-    """@ivar secret: what both ends know; empty where there is none."""
+    """
+    @ivar secret: what both ends know; empty where there is none.
+    @ivar certificates: those that came by standard input, as PEM; None where they are in files.
+    """
 
     synopsis = "blockmig receive FILE [options]"
     longdesc = (
@@ -60,8 +63,9 @@ class Options(usage.Options):
         ),
         Flag(
             "end-with-stdin",
-            "End as by SIGTERM when standard input closes (after --secret - has read its line): "
-            "with whoever started this command, for example through ssh.",
+            "End as by SIGTERM when standard input closes (after --secret - and --tls-certificates "
+            "- have read what is theirs): with whoever started this command, for example through "
+            "ssh.",
             group=Group.WHEN,
         ),
         Flag(
@@ -93,7 +97,7 @@ class Options(usage.Options):
         common.EXPORT,
         common.ID,
         common.SECRET,
-        *tls.LISTENER_PARAMETERS,
+        *tls.RECEIVER_PARAMETERS,
         common.HANDSHAKE_TIMEOUT,
         Parameter(
             "idle-timeout",
@@ -112,6 +116,7 @@ class Options(usage.Options):
     )
 
     secret: bytes
+    certificates: bytes | None = None
 
     def parseArgs(self, *arguments: str) -> None:
         common.take_file(self, arguments)
@@ -128,6 +133,7 @@ class Options(usage.Options):
             raise usage.UsageError("--replace has a control socket of its own: leave out --control")
         common.check_export(self["export"], MAXIMUM_NAME - LONGEST_SUFFIX)
         tls.check_listener(self, [self["listen"]] if self["listen"] is not None else [])
+        self.certificates = tls.certificates_from_input(self)
 
 
 def run(options: Options) -> int:

@@ -94,7 +94,7 @@ class ReceiveOperation:
         options = self._options
         warn_of_again(options)
         try:
-            self._tls = listener_tls(options, for_each=True)
+            self._tls = listener_tls(options, for_each=True, held=options.certificates)
         except Refused:
             self._check_records()  # what was received already needs no certificates
             raise

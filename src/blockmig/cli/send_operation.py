@@ -16,7 +16,7 @@ from ..migration.source.image import refuse_image
 from ..migration.source.resume import Source
 from ..migration.source.sender import Sender
 from ..runtime import Runtime
-from ..transport import client_endpoint
+from ..transport import ClientTLS, client_endpoint
 from .logs import warn_of_again
 from .progress import Display
 from .send import SendingOptions
@@ -27,6 +27,7 @@ class SendOperation:
     """Sends the disk, or finishes a migration whose source was retired in an earlier run.
 
     @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
+    @param tls: how connections speak TLS, where that is not up to the URI.
     """
 
     hung_up: Final = None
@@ -37,11 +38,14 @@ class SendOperation:
         runtime: Runtime,
         display: Display,
         make_endpoint: Callable[[Any, Any], Any] = client_endpoint,
+        *,
+        tls: ClientTLS | None = None,
     ) -> None:
         self._options = options
         self._runtime = runtime
         self._display = display
         self._make_endpoint = make_endpoint
+        self._tls = tls
         self._identity = Identity(options["id"] or "", options.secret)
         self._running: Sender | Finisher | None = None
         self._stop_reason = ""
@@ -121,7 +125,8 @@ class SendOperation:
         )
 
     def _destination(self) -> Destination:
-        return destination_at(self._options.uri, self._make_endpoint, self._runtime.reactor)
+        reactor = self._runtime.reactor
+        return destination_at(self._options.uri, self._make_endpoint, reactor, tls=self._tls)
 
     def stop(self, why: str) -> None:
         self._stop_reason = why

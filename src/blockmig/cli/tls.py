@@ -14,6 +14,7 @@ What needs pyOpenSSL is imported when TLS is used: no other command waits for it
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -77,11 +78,39 @@ _HOSTNAME: Final = Parameter(
     default_text="the host in URI; with a UNIX socket, any",
     group=Group.TLS,
 )
+_RECEIVER_CERTIFICATES: Final = _CERTIFICATES._replace(
+    help=f"{_CERTIFICATES.help} With - they come by standard input instead (after the line of "
+    "--secret -), in PEM form up to an empty line: the certificate, that of the CA, and the key.",
+    metavar="DIR|-",
+)
 LISTENER_PARAMETERS: Final = (_CERTIFICATES, _LISTENER, _ALLOW_NAME)
+RECEIVER_PARAMETERS: Final = (_RECEIVER_CERTIFICATES, _LISTENER, _ALLOW_NAME)
 SENDER_PARAMETERS: Final = (_CERTIFICATES, _SENDER, _HOSTNAME)
 
 
+STANDARD_INPUT: Final = "-"
+LARGEST_BUNDLE: Final = 32768
+"""Bytes of certificates that are in no file."""
+
+
 # What is said.
+
+
+def certificates_from_input(options: Options) -> bytes | None:
+    """What standard input has of certificates; None where they are in files.
+
+    @raise UsageError: there is too much of it, or no standard input.
+    """
+    if options["tls-certificates"] != STANDARD_INPUT:
+        return None
+    if sys.stdin is None:
+        raise UsageError("--tls-certificates: standard input is closed")
+    text = b""
+    while (line := sys.stdin.buffer.readline(LARGEST_BUNDLE)).strip():
+        text += line
+        if len(text) > LARGEST_BUNDLE:
+            raise UsageError(f"--tls-certificates: -: more than {LARGEST_BUNDLE} bytes came")
+    return text
 
 
 def check_listener(options: Options, listen: Sequence[str]) -> None:
@@ -250,10 +279,11 @@ class ListenerTLS:
             log.info("the certificates were read again", event="certificates")
 
 
-def listener_tls(options: Options, *, for_each: bool) -> ListenerTLS:
+def listener_tls(options: Options, *, for_each: bool, held: bytes | None = None) -> ListenerTLS:
     """What the options of a listener make.
 
     @param for_each: read files that have changed for the next connection.
+    @param held: certificates that came by standard input, to be used instead of files.
     @raise Refused: the certificates cannot be used, or what TLS needs is not installed.
     """
     if options["tls"] == "off":
@@ -265,6 +295,8 @@ def listener_tls(options: Options, *, for_each: bool) -> ListenerTLS:
 
     names = options["allow-name"]
     verified = bool(options["tls-verify-peer"] or names)
+    if held is not None:
+        return _held_tls(held, options, verified)
     try:
         certificates = ServerCertificates(
             options["tls-certificates"], verify_peer=verified, for_each=for_each
@@ -273,6 +305,25 @@ def listener_tls(options: Options, *, for_each: bool) -> ListenerTLS:
         raise Refused(f"--tls-certificates: {error}") from None
     policy = certificates.policy(required=options["tls"] == "require", allowed=names)
     return ListenerTLS(policy, certificates, verified)
+
+
+def _held_tls(text: bytes, options: Options, verified: bool) -> ListenerTLS:
+    from ..errors import Refused  # noqa: PLC0415
+    from ..transport.certificates import Role, parse, wall_time  # noqa: PLC0415
+    from ..transport.certified import held_server_tls  # noqa: PLC0415
+    from ..transport.tls import TLSFailure  # noqa: PLC0415
+
+    try:
+        found = parse(text, "standard input", Role.SERVER, wall_time())
+        policy = held_server_tls(
+            found,
+            verify_peer=verified,
+            required=options["tls"] == "require",
+            allowed=options["allow-name"],
+        )
+    except TLSFailure as error:
+        raise Refused(f"--tls-certificates: {error}") from None
+    return ListenerTLS(policy, None, verified)
 
 
 def client_policy(uri: NBDURI) -> ClientTLS | None:
@@ -304,22 +355,47 @@ def check_client(uri: NBDURI, policy: ClientTLS | None) -> None:
         raise Refused(f"TLS to {uri.place}: {error}") from None
 
 
+def held_policy(uri: NBDURI, text: bytes) -> ClientTLS:
+    """How a connection to C{uri} speaks TLS, with certificates that are in no file.
+
+    @param text: the certificate, its key and the CA's certificate, as PEM.
+    @raise Refused: they cannot be used, or what TLS needs is not installed.
+    """
+    check_extra()
+    from ..errors import Refused  # noqa: PLC0415
+    from ..transport.certificates import Role, parse, wall_time  # noqa: PLC0415
+    from ..transport.certified import held_client_tls  # noqa: PLC0415
+    from ..transport.tls import TLSFailure  # noqa: PLC0415
+
+    try:
+        found = parse(text, "the certificates that came with it", Role.CLIENT, wall_time())
+        return held_client_tls(found, uri.tls_hostname or uri.host)
+    except TLSFailure as error:
+        raise Refused(f"TLS to {uri.place}: {error}") from None
+
+
 def destination_at(
-    uri: Any, make_endpoint: Callable[[Any, Any], Any], reactor: Any, address: str = ""
+    uri: Any,
+    make_endpoint: Callable[[Any, Any], Any],
+    reactor: Any,
+    address: str = "",
+    *,
+    tls: ClientTLS | None = None,
 ) -> Destination:
     """The destination at C{uri}, as records and messages know it, with its TLS.
 
-    @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
-    @param address: what it is called; "" for its URI.
+        @param make_endpoint: makes the endpoint to connect to, from the reactor and its URI.
+        @param address: what it is called; "" for its URI.
+        @param tls: how connections to it speak TLS, where that is not up to its URI.
     @raise Refused: what TLS needs is not installed.
     """
     from ..client import Destination  # noqa: PLC0415
 
     if not isinstance(uri, NBDURI):  # a place that is reached in another way
-        return Destination(make_endpoint(reactor, uri), uri.export, address or str(uri))
+        return Destination(make_endpoint(reactor, uri), uri.export, address or str(uri), tls)
     return Destination(
         make_endpoint(reactor, uri),
         uri.export,
         address or str(uri.place),
-        tls=client_policy(uri),
+        tls=tls or client_policy(uri),
     )

@@ -128,6 +128,35 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_port(text: str) -> int:
+    """A TCP port.
+
+    @raise ValueError: it is none.
+    """
+    port = parse_count(text)
+    if not 1 <= port <= 65535:
+        raise ValueError(f"{text!r} is not a port from 1 to 65535")
+    return port
+
+
+def parse_address(text: str) -> str:
+    """An IP address that one host has, without brackets.
+
+    @raise ValueError: it is none.
+    """
+    import ipaddress  # noqa: PLC0415 (few need it)
+
+    try:
+        address = ipaddress.ip_address(text.strip("[]"))
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IP address, such as 192.0.2.7") from None
+    if "%" in text:
+        raise ValueError(f"{text!r}: the two hosts do not have the same interfaces: leave out %")
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(f"{text!r} is not the address of one host")
+    return str(address)
+
+
 def parse_network(text: str) -> str:
     """An address or a network, as it is usually written.
 

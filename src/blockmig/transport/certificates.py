@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _LARGEST: Final = 1 << 20
 _MOST: Final = 1000
 """Certificates in a file."""
 _MAKE: Final = "`blockmig certificates` makes certificates"
+_KEY: Final = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [^\n]*\n?", re.DOTALL)
 _USAGES: Final = {
     "server": ExtendedKeyUsageOID.SERVER_AUTH,
     "client": ExtendedKeyUsageOID.CLIENT_AUTH,
@@ -137,15 +139,42 @@ def _load(directory: str, role: Role, now: datetime, authorities: bool) -> Certi
     revoked = _revoked(crl) if os.path.lexists(crl) else ()
     if role == Role.CLIENT and not os.path.lexists(certificate) and not os.path.lexists(key):
         return Certificates(directory, authorities=signers, revoked=revoked)
-    chain = _certificates(certificate)
-    found = Certificates(directory, chain, _key(key), signers, revoked)
-    if _public(found.key.public_key()) != _public(chain[0].public_key()):
-        raise TLSFailure(f"{key}: does not belong to the certificate in {role.certificate}")
-    _check_dates(certificate, chain[0], now)
-    _check_usage(certificate, chain[0], role)
-    if signers:
-        _check_signed(certificate, found, now)
+    found = Certificates(directory, _certificates(certificate), _key(key), signers, revoked)
+    _check_set(found, certificate, key, role, now)
     return found
+
+
+def parse(text: bytes, where: str, role: Role, now: datetime) -> Certificates:
+    """Take and check the certificates for C{role} from one text in PEM form, which never was in a
+    file: the own certificate, those between that and the CA, the CA's, and the own key somewhere.
+
+    @param where: the text is from, for messages.
+    @raise TLSFailure: something is wrong with them; no message has a part of the text.
+    """
+    found = _parsed(where, text)
+    key = _KEY.search(text)
+    if len(found) < 2 or key is None:
+        raise TLSFailure(f"{where}: has not a certificate, its key, and the CA's certificate")
+    *chain, authority = found
+    if not _may_sign(where, authority):
+        raise TLSFailure(f"{where}: the last certificate is not that of a CA")
+    made = Certificates(where, tuple(chain), _parsed_key(where, key[0]), (authority,))
+    _check_set(made, where, where, role, now)
+    return made
+
+
+def _check_set(found: Certificates, certificate: str, key: str, role: Role, now: datetime) -> None:
+    """Check that all of that belongs together, and may be used.
+
+    @param certificate: where the certificate is from, and the key, for messages.
+    """
+    own = found.chain[0]
+    if _public(found.key.public_key()) != _public(own.public_key()):
+        raise TLSFailure(f"{key}: does not belong to the certificate in {role.certificate}")
+    _check_dates(certificate, own, now)
+    _check_usage(certificate, own, role)
+    if found.authorities:
+        _check_signed(certificate, found, now)
 
 
 def stamp(directory: str, role: Role) -> Stamp:
@@ -240,7 +269,10 @@ def _check_private(path: str, status: os.stat_result) -> None:
 
 
 def _certificates(path: str) -> tuple[x509.Certificate, ...]:
-    text = _read(path)
+    return _parsed(path, _read(path))
+
+
+def _parsed(path: str, text: bytes) -> tuple[x509.Certificate, ...]:
     try:
         found = tuple(x509.load_pem_x509_certificates(text))
     except Exception:  # whatever a parser of others' bytes raises
@@ -264,7 +296,10 @@ def _revoked(path: str) -> tuple[x509.CertificateRevocationList, ...]:
 
 
 def _key(path: str) -> Any:
-    text = _read(path, secret=True)
+    return _parsed_key(path, _read(path, secret=True))
+
+
+def _parsed_key(path: str, text: bytes) -> Any:
     try:
         return serialization.load_pem_private_key(text, None)
     except TypeError:
@@ -289,15 +324,19 @@ def _public(key: Any) -> bytes:
 def _authorities(path: str, now: datetime) -> tuple[x509.Certificate, ...]:
     found = _certificates(path)
     for one in found:
-        basic = _extension(path, one, x509.BasicConstraints)
-        # Version 1 has no such extension, and old private CAs are of that.
-        if (basic is None and one.version != x509.Version.v1) or (basic and not basic.ca):
+        if not _may_sign(path, one):
             raise TLSFailure(
                 f"{path}: {shown(one)} is no certificate of a CA: it may not sign others"
             )
     if len(found) == 1:  # a bundle may well have old ones
         _check_dates(path, found[0], now)
     return found
+
+
+def _may_sign(path: str, one: x509.Certificate) -> bool:
+    basic = _extension(path, one, x509.BasicConstraints)
+    # Version 1 has no such extension, and old private CAs are of that.
+    return one.version == x509.Version.v1 if basic is None else bool(basic.ca)
 
 
 def _check_dates(path: str, one: x509.Certificate, now: datetime) -> None:

@@ -135,6 +135,32 @@ class ServerCertificates:
         return ServerTLS(self.creator, required, allow_names(allowed) if allowed else _allow_all)
 
 
+def held_server_tls(
+    certificates: Certificates,
+    *,
+    verify_peer: bool,
+    required: bool = True,
+    allowed: Collection[str] = (),
+) -> ServerTLS:
+    """How a listener's connections speak TLS, with certificates that are in no file.
+
+    @raise TLSFailure: they cannot be used.
+    """
+    assert verify_peer or not allowed
+    creator = _ServerCreator(_context(certificates), verify_peer)
+    return ServerTLS(lambda: creator, required, allow_names(allowed) if allowed else _allow_all)
+
+
+def held_client_tls(certificates: Certificates, host: str) -> ClientTLS:
+    """How connections to a server speak TLS, with certificates that are in no file.
+
+    @param host: the name or address that the server's certificate must have.
+    @raise TLSFailure: they cannot be used.
+    """
+    creator = _ClientCreator(_context(certificates), host, verify_peer=True)
+    return ClientTLS(lambda: creator)
+
+
 def _allow_all(certificate: Any) -> str:
     return ""
 

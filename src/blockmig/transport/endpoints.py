@@ -150,7 +150,10 @@ async def listen(
         if now - reported >= _REPORT_INTERVAL:
             reported = now
             _log.warn(
-                "cannot listen on {endpoint} yet: {why}; trying again", endpoint=text, why=why
+                "cannot listen on {endpoint} yet: {why}; trying again",
+                event="cannot-listen",
+                endpoint=text,
+                why=why,
             )
         await deferLater(reactor, _RETRY_INTERVAL)
 

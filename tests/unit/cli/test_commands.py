@@ -114,9 +114,9 @@ class OptionsTests(SynchronousTestCase):
         # for with --standby is a migration that it takes no part in. `move` has both ends, and an
         # id that is the same in each run. `send` prints JSON of a check only, and a check does not
         # wait as long as it does. Who listens says whether TLS is used; who connects does as it is
-        # told.
+        # told. What `receive` is given by standard input are certificates as well.
         differ = {"overwrite", "control", "listen", "linger", "id", "give-up-after"}
-        differ |= {"json", "timeout", "tls"}
+        differ |= {"json", "timeout", "tls", "tls-certificates"}
         words = {}
         for command in COMMANDS:
             kind = command.load().Options
@@ -292,7 +292,7 @@ class ImportsTests(SynchronousTestCase):
         for command in COMMANDS:
             for status, *arguments in ((0, "--help"), (0, "--version"), (1,), (1, "--nonsense")):
                 loaded = self.loaded(status, command.name, *arguments)
-                parser = ["remote_place"] if command.name == "move" else []
+                parser = ["remote_place", "way"] if command.name == "move" else []
                 self.assert_own(loaded, command.module, *parser)
                 self.assert_none(loaded, *SLOW, *ENDS, "blockmig.migration", "blockmig.control")
 

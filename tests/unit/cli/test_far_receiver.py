@@ -13,9 +13,13 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.cli.far_receiver import FarFailed, FarReceiver, remote_script
+from blockmig.cli.direct_tls import NO_ADDRESS
+from blockmig.cli.far_receiver import FarFailed, FarReceiver
 from blockmig.cli.remote_place import RemotePlace
+from blockmig.cli.tunnel import Tunnel, remote_script
+from blockmig.cli.way import NoWay
 from blockmig.errors import AlreadyDone, GaveUp, LocalFailure, Refused
+from blockmig.nbd import NBDURI
 
 SECRET = b"not to be seen in any argument"
 
@@ -68,6 +72,38 @@ class Reactor(Clock):
         protocol.connectionMade()
 
 
+class NarrowWay:
+    """Leads there when the test says so, and takes whatever is wrong for its own fault."""
+
+    forwards = False
+    missing = None
+
+    def __init__(self):
+        self.uris = []
+        self.opened = self.uris.append
+        self.reached = Deferred()
+
+    def ssh_options(self):
+        return ["-x"]
+
+    def script(self, command, arguments):
+        return command
+
+    def input(self, secret):
+        if self.missing is not None:
+            raise self.missing
+        return secret + b"\n"
+
+    def judged(self, error):
+        return error if isinstance(error, NoWay) else NoWay(str(error), "judged")
+
+    async def reach(self):
+        return await self.reached
+
+    def close(self):
+        pass
+
+
 class Case(SynchronousTestCase):
     def setUp(self):
         self.reactor = Reactor()
@@ -84,9 +120,12 @@ class Case(SynchronousTestCase):
             command="sudo blockmig",
             arguments=lambda: ["--file=/x/it's", "--id=one"],
             secret=SECRET,
-            name=self.id()[-16:],
+            way=self.made_way(),
             on_end=self.ends.append,
         )
+
+    def made_way(self):
+        return Tunnel(self.id()[-16:])
 
     def cleaned(self):
         closing = Deferred.fromCoroutine(self.far.close(complete=False))
@@ -97,7 +136,7 @@ class Case(SynchronousTestCase):
             one.addErrback(lambda _: None)
 
     def connecting(self):
-        self.waiting.append(Deferred.fromCoroutine(self.far.socket()))
+        self.waiting.append(Deferred.fromCoroutine(self.far.reached()))
         return self.waiting[-1]
 
     @property
@@ -118,7 +157,7 @@ class StartTests(Case):
         self.assertNoResult(connecting)
         self.assertFalse(self.far.listened)
         self.process.event("listening")
-        path = self.successResultOf(connecting)
+        path = self.successResultOf(connecting).socket
         self.assertTrue(self.far.listened)
         directory = os.path.dirname(path)
         self.assertEqual(0o700, os.stat(directory).st_mode & 0o777)
@@ -258,6 +297,87 @@ class EndingTests(Case):
         self.assertNotIn("\x1b", said)
 
 
+class WayTests(Case):
+    """With a way that may turn out to be none."""
+
+    def made_way(self):
+        self.way = NarrowWay()
+        return self.way
+
+    def failed(self, connecting, kind=NoWay):
+        return str(self.failureResultOf(connecting, kind).value)
+
+    def test_where_it_listens_is_told_to_the_way(self):
+        connecting = self.connecting()
+        self.process.event("listening", uri="nbds://192.0.2.7:4711/")
+        self.process.event("listening", uri="nbds://192.0.2.8:4711/")
+        self.assertEqual(["nbds://192.0.2.7:4711/"], self.way.uris)
+        self.assertNoResult(connecting)
+        self.way.reached.callback(NBDURI(host="192.0.2.7", port=4711))
+        self.assertEqual("192.0.2.7", self.successResultOf(connecting).host)
+
+    def test_nothing_is_shown_before_it_is_reached(self):
+        self.connecting()
+        shown = self.far.when_reached.wait()
+        self.process.event("listening")
+        self.assertNoResult(shown)
+        self.way.reached.callback(NBDURI(host="192.0.2.7", port=4711))
+        self.successResultOf(shown)
+
+    def test_what_does_not_lead_there_is_a_verdict(self):
+        connecting = self.connecting()
+        self.process.event("listening")
+        self.way.reached.errback(NoWay("closed", "open it"))
+        self.assertEqual("closed: open it", self.failed(connecting))
+        self.assertIsInstance(self.far.verdict, NoWay)
+        self.assertEqual([self.far.verdict], self.ends)
+        self.failed(self.connecting())
+        self.assertEqual(1, len(self.reactor.processes))
+
+    def test_what_may_yet_lead_there_is_none(self):
+        connecting = self.connecting()
+        self.process.event("listening")
+        self.way.reached.errback(FarFailed("closed"))
+        self.failed(connecting, FarFailed)
+        self.assertEqual(("closed", None), (self.far.last_failure, self.far.verdict))
+
+    def test_a_way_without_what_it_needs_starts_no_ssh(self):
+        self.way.missing = NoWay("no TLS here", "install it")
+        self.failed(self.connecting())
+        self.assertEqual([], self.reactor.processes)
+        self.assertEqual([self.way.missing], self.ends)
+
+    def test_a_receiver_that_cannot_listen_is_not_waited_for(self):
+        connecting = self.connecting()
+        message = "cannot listen on 192.0.2.77:0 yet: Cannot assign …; trying again"
+        for _ in range(2):
+            self.process.say({"event": "cannot-listen", "level": "warn", "message": message})
+        self.assertTrue(self.process.input_closed)
+        self.process.say({"event": "error", "message": "stopped before it could listen"})
+        self.process.end(4)
+        said = self.failed(connecting)
+        self.assertEqual(
+            "root@[2001:db8::7]: cannot listen on 192.0.2.77:0: Cannot assign …: judged", said
+        )
+
+    def test_a_tunnel_waits_for_that(self):
+        self.made_way = super().made_way
+        self.far = self.made("sh")
+        self.connecting()
+        self.process.say({"event": "cannot-listen", "level": "warn", "message": "not yet: x"})
+        self.assertFalse(self.process.input_closed)
+
+    def test_a_host_that_does_not_know_its_address(self):
+        connecting = self.connecting()
+        self.process.end(NO_ADDRESS)
+        self.assertIn("SSH_CONNECTION", self.failed(connecting))
+
+    def test_what_others_forward_does_not_matter(self):
+        self.connecting()
+        self.process.say("channel 2: open failed: connect failed: Connection refused")
+        self.assertEqual("", self.far.last_failure)
+
+
 class CloseTests(Case):
     def closing(self, complete=False):
         return Deferred.fromCoroutine(self.far.close(complete))
@@ -312,7 +432,7 @@ class CloseTests(Case):
     def test_the_directory_is_removed(self):
         connecting = self.connecting()
         self.process.event("listening")
-        directory = os.path.dirname(self.successResultOf(connecting))
+        directory = os.path.dirname(self.successResultOf(connecting).socket)
         closing = self.closing()
         self.process.end(255)
         self.successResultOf(closing)
@@ -321,13 +441,13 @@ class CloseTests(Case):
     def test_what_one_that_was_killed_has_left_behind_is_used_again(self):
         connecting = self.connecting()
         self.process.event("listening")
-        path = self.successResultOf(connecting)
+        path = self.successResultOf(connecting).socket
         with open(path, "w"):
             pass
         killed, self.far = self.far, self.made("sh")
         connecting = self.connecting()
         self.process.event("listening")
-        again = self.successResultOf(connecting)
+        again = self.successResultOf(connecting).socket
         self.assertEqual(os.path.dirname(path), os.path.dirname(again))
         self.assertEqual([], os.listdir(os.path.dirname(again)))
         self.reactor.processes[0].end(255)
@@ -336,20 +456,20 @@ class CloseTests(Case):
     def test_a_directory_that_others_can_use_is_not_used(self):
         connecting = self.connecting()
         self.process.event("listening")
-        directory = os.path.dirname(self.successResultOf(connecting))
+        directory = os.path.dirname(self.successResultOf(connecting).socket)
         os.chmod(directory, 0o755)
         self.addCleanup(os.rmdir, directory)
         self.far = self.made("sh")
         connecting = self.connecting()
         self.process.event("listening")
-        other = os.path.dirname(self.successResultOf(connecting))
+        other = os.path.dirname(self.successResultOf(connecting).socket)
         self.assertNotEqual(directory, other)
         self.assertEqual(0o700, os.stat(other).st_mode & 0o777)
 
     def test_what_one_has_left_behind_that_was_killed_at_its_end_is_removed(self):
         connecting = self.connecting()
         self.process.event("listening")
-        directory = os.path.dirname(self.successResultOf(connecting))
+        directory = os.path.dirname(self.successResultOf(connecting).socket)
         os.chmod(directory, 0o755)
         self.made("sh").remove_left_behind()
         self.assertTrue(os.path.exists(directory))  # others can use it: it is not ours

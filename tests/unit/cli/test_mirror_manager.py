@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.mirror_manager import MirrorManager, _RequestBody
+from blockmig.cli.one_time import RECEIVER_NAME, make_certificates
 from blockmig.control import ControlRefused
 from blockmig.errors import Unconfirmed
 from blockmig.interfaces import Extent
@@ -20,6 +21,8 @@ from blockmig.migration.records.files import Kind, Location, Phase, Record, Reco
 from blockmig.runtime import Runtime
 from blockmig.server import Server
 from blockmig.testing import MemoryNetwork, connect_client, synchronous
+from blockmig.transport.certificates import Role, parse, wall_time
+from blockmig.transport.certified import held_server_tls
 from tests.unit.support import ONE, RecordedDisk, Story
 
 KIB = 1024
@@ -84,10 +87,11 @@ class Case(SynchronousTestCase):
         self.endpoints.append(str(uri))
         return self.network.client_endpoint(uri.host)
 
-    def receive(self):
+    def receive(self, tls=None):
         self.receiver = Receiver(
             self.target,
             overrides=Overrides(overwrite=True),
+            tls=tls,
             runtime=Runtime(self.clock, synchronous, Story()),
         )
         self.arrived = self.receiver.complete()
@@ -142,6 +146,24 @@ class StartTests(Case):
         self.assertEqual("ssh://there/disk", answer["destination"])
         self.assertEqual("ssh://there/disk", self.mirror()["destination"])
         self.assertEqual([URI], self.endpoints)
+
+    def test_certificates_may_come_with_the_request(self):
+        made = make_certificates()
+        held = parse(made.receiver, "x", Role.SERVER, wall_time())
+        self.port.stopListening()
+        self.target = RecordedDisk(b"o" * SIZE, f"{self.target.path}-2")
+        self.receive(tls=held_server_tls(held, verify_peer=True))
+        uri = f"nbds://there:1/?tls-hostname={RECEIVER_NAME}"
+        answer = self.begin(uri=uri, certificates=made.sender.decode())
+        self.assertEqual(1, answer["attempt"])
+        self.assertNotIn("PRIVATE", repr(self.mirrors.status()))
+
+    def test_certificates_that_are_none_are_refused(self):
+        for bad in (7, "é", "x" * 40000):
+            self.assertEqual(400, self.refused("/mirror", {"uri": URI, "certificates": bad})[0])
+        status, said = self.refused("/mirror", {"uri": URI, "certificates": "PRIVATE x"})
+        self.assertEqual(409, status)
+        self.assertNotIn("PRIVATE x", said)
 
     def test_a_start_is_not_answered_before_the_destination_has_accepted(self):
         answer = self.call("/mirror", {"uri": URI, "max_rate": KIB})

@@ -8,11 +8,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli import mirror_operation, move_live_operation
 from blockmig.cli.commands import parse
-from blockmig.cli.far_receiver import Ending, FarFailed
+from blockmig.cli.direct_tls import DirectTLS
+from blockmig.cli.far_receiver import Ending
 from blockmig.cli.move_live_operation import MoveLiveOperation
 from blockmig.cli.progress import NoDisplay
+from blockmig.cli.tunnel import Tunnel
+from blockmig.cli.way import FarFailed, NoWay
 from blockmig.control import ControlError, ControlRefused
 from blockmig.errors import ExitStatus, GaveUp, LocalFailure, MigrationError, Refused
+from blockmig.nbd import NBDURI
 from blockmig.runtime import Runtime
 from blockmig.testing import synchronous
 
@@ -24,7 +28,8 @@ CANCELLED = {"status": 4, "message": "the mirror was cancelled; kept", "summary"
 class Far:
     """A receiver that listens when the test says so."""
 
-    def __init__(self, reactor, place, *, on_end, arguments, secret, **_):
+    def __init__(self, reactor, place, *, on_end, arguments, secret, way, **_):
+        self.way = way
         self.on_end, self.arguments, self.secret = on_end, arguments, secret
         self.verdict, self.last_failure, self.listened = None, "", True
         self.sockets = []
@@ -32,7 +37,7 @@ class Far:
         self.closed = []
         self.ending = Ending(GaveUp("x"), "stopped there")
 
-    def socket(self):
+    def reached(self):
         self.sockets.append(Deferred())
         return self._wait(self.sockets[-1])
 
@@ -56,6 +61,7 @@ class MoveLiveTests(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
         self.asked = []
+        self.fars = []
         self.status = {"disk": "/d/web.img", "size": 5000}
         self.answers = {
             "/mirror": {"destination": ADDRESS, "attempt": 1},
@@ -68,6 +74,7 @@ class MoveLiveTests(SynchronousTestCase):
 
     def made(self, *arguments, **keywords):
         self.far = Far(*arguments, **keywords)
+        self.fars.append(self.far)
         return self.far
 
     def ask(self, path, method, resource, body=None, timeout=None):
@@ -85,8 +92,8 @@ class MoveLiveTests(SynchronousTestCase):
 
     def begun(self, *more):
         self.begin(*more)
-        self.far.sockets[0].callback("/private/nbd")
-        self.far.sockets[1].callback("/private/nbd")  # of what keeps it up
+        self.far.sockets[0].callback(NBDURI(socket="/private/nbd"))
+        self.far.sockets[1].callback(NBDURI(socket="/private/nbd"))  # of what keeps it up
 
     def body(self, resource):
         (body,) = [body for name, body in self.asked if name == resource]
@@ -105,6 +112,41 @@ class MoveLiveTests(SynchronousTestCase):
         arguments = self.far.arguments()
         self.assertIn("--size=5000", arguments)
         self.assertIn(f"--id={body['id']}", arguments)
+
+    def test_over_TLS_the_server_gets_the_certificate_by_its_control_socket(self):
+        self.begin("--data", "tls")
+        uri = NBDURI(host="192.0.2.7", port=4711, tls=True, tls_hostname="a.invalid")
+        self.far.sockets[0].callback(uri)
+        body = self.body("/mirror")
+        self.assertEqual("nbds://192.0.2.7:4711/?tls-hostname=a.invalid", body["uri"])
+        self.assertEqual(ADDRESS, body["address"])
+        self.assertEqual(self.far.way.certificates.decode(), body["certificates"])
+        self.assertIn("BEGIN PRIVATE KEY", body["certificates"])
+
+    def test_ssh_comes_after_TLS_that_leads_nowhere(self):
+        self.begin("--data", "auto")
+        self.assertIsInstance(self.far.way, DirectTLS)
+        self.far.sockets[0].errback(NoWay("web2: closed", "open it"))
+        self.assertEqual([[False], []], [one.closed for one in self.fars])
+        self.assertIsInstance(self.far.way, Tunnel)
+        self.far.sockets[0].callback(NBDURI(socket="/private/nbd"))
+        body = self.body("/mirror")
+        self.assertEqual("nbd+unix:///?socket=/private/nbd", body["uri"])
+        self.assertNotIn("certificates", body)
+
+    def test_nothing_else_is_tried_once_the_mirror_has_begun(self):
+        self.begin("--data", "auto")
+        self.far.sockets[0].callback(NBDURI(host="192.0.2.7", port=4711, tls=True))
+        self.far.refuse(NoWay("web2: cannot listen any more", "x"))
+        self.answers["/mirror/wait"].callback(CANCELLED)
+        self.assertIn("cannot listen any more", str(self.failed(Refused)))
+        self.assertEqual(1, len(self.fars))
+
+    def test_without_another_way_it_ends(self):
+        self.begin("--data", "tls")
+        self.far.sockets[0].errback(NoWay("web2: closed", "open it"))
+        self.assertEqual("web2: closed: open it", str(self.failed(NoWay)))
+        self.assertNotIn("/mirror", [name for name, _ in self.asked])
 
     def test_the_server_reports_the_end(self):
         self.begun()

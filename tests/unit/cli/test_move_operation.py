@@ -10,9 +10,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.commands import parse
-from blockmig.cli.far_receiver import Ending, FarFailed
+from blockmig.cli.far_receiver import Ending
 from blockmig.cli.move_operation import MoveOperation, migration_id
 from blockmig.cli.progress import NoDisplay
+from blockmig.cli.way import FarFailed, NoWay
 from blockmig.errors import (
     AlreadyDone,
     GaveUp,
@@ -169,6 +170,16 @@ class ConclusionTests(Case):
             said = self.concluded(error, there, listened=False, attempted=False)
             self.assertIsInstance(said, Refused)
             self.assertIn("is not marked as migrated", str(said))
+
+    def test_what_is_no_way_is_told_as_long_as_none_was_found(self):
+        operation = MoveOperation(self.options(), Runtime(Clock(), synchronous), NoDisplay())
+        self.assertIs(None, operation.no_way)
+        operation._far.verdict = Refused("web2: holds data")
+        self.assertIs(None, operation.no_way)
+        operation._far.verdict = NoWay("web2: closed")
+        self.assertEqual("web2: closed", str(operation.no_way))
+        operation._far.when_reached.resolve(None)
+        self.assertIs(None, operation.no_way)
 
     def test_a_retired_source_is_finished_by_the_word_of_the_other_host(self):
         self.record(Kind.MIGRATING, unlink=True, told="then")

@@ -344,11 +344,24 @@ class MoveTests(Case):
             "unlink": 0,
             "overwrite": 0,
             "retry": 0,
+            "data": "ssh",
+            "data-port": None,
+            "data-address": None,
             "progress": "auto",
             "max-rate": None,
             "give-up-after": 0.0,
         }.items():
             self.assertEqual(value, options[name], name)
+
+    def test_the_way_of_the_data_is_chosen(self):
+        place = ("--data-port", "10809", "--data-address", "[2001:db8::7]")
+        for data in ("tls", "auto"):
+            options = self.parse("move", "x", "web2:/x", "--data", data, *place)
+            found = [options[name] for name in ("data", "data-port", "data-address")]
+            self.assertEqual([data, 10809, "2001:db8::7"], found)
+        self.refused("not one of ssh, tls, auto", "move", "x", "web2:/x", "--data", "tcp")
+        for option in ("--data-port=7", "--data-address=192.0.2.7"):
+            self.refused("is for --data tls", "move", "x", "web2:/x", option)
 
     def test_each_move_has_a_secret_of_its_own(self):
         one, two = (self.parse("move", "x", "web2:/x").secret for _ in range(2))

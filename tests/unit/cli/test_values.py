@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.cli.values import (
+    parse_address,
     parse_bytes,
     parse_milliseconds,
     parse_network,
+    parse_port,
     parse_rate,
     parse_seconds,
     parse_user,
@@ -84,6 +86,23 @@ class NumberTests(SynchronousTestCase):
         for text in ("", "0", "None", "no", "-1"):
             error = self.assertRaises(ValueError, parse_rate, text)
             self.assertIn("or none, for no limit", str(error))
+
+    def test_a_port_is_one(self):
+        self.assertEqual([1, 65535], [parse_port(text) for text in ("1", "65535")])
+        for text in ("", "0", "65536", "-1", "x", "1.5"):
+            self.assertRaises(ValueError, parse_port, text)
+
+
+class AddressTests(SynchronousTestCase):
+    def test_an_address_is_that_of_one_host(self):
+        for text, expected in {
+            "192.0.2.7": "192.0.2.7",
+            "[2001:DB8::0:7]": "2001:db8::7",
+            "127.0.0.1": "127.0.0.1",
+        }.items():
+            self.assertEqual(expected, parse_address(text))
+        for text in ("", "web2", "0.0.0.0", "::", "224.0.0.1", "192.0.2.7:1", "fe80::1%eth0"):
+            self.assertRaises(ValueError, parse_address, text)
 
 
 class PeerTests(SynchronousTestCase):
