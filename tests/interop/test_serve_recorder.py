@@ -225,6 +225,7 @@ BAD: dict[str, tuple[str, tuple[WireLine, ...]]] = {
     ),
     "context without a name": ("context", (*STRUCTURED[:5], answer(10, 4, CONTEXT[:4]))),
     "an unknown option": ("unknown option", (*HELLO, (">", option(77)), answer(77, 1))),
+    "STARTTLS acknowledged": ("STARTTLS", (*HELLO, (">", option(5)), answer(5, 1))),
     "an ABORT refused": ("ABORT", (*HELLO, (">", option(2)), answer(2, 2**31 + 1))),
     "GO without EXPORT": ("INFO", (*HELLO, (">", go()), answer(7, 1))),
     "GO with EXPORT twice": (

@@ -39,6 +39,9 @@ Write = Callable[[str], None]
 _LONGEST_TRACEBACK: Final = 500
 """Lines."""
 
+_LONGEST_FIELD: Final = 16 << 10
+"""Characters of a field for scripts: a URI with the longest name of an export has 12,300."""
+
 
 def _reopened_nonblocking(descriptor: int) -> int:
     """A non-blocking descriptor of the same pipe or terminal.
@@ -122,13 +125,13 @@ def _as_text(event: LogEvent, level: str) -> str:
 
 def _as_json(event: LogEvent, level: str) -> str:
     fields = {
-        key: shortened(in_options(value)) if isinstance(value, str) else value
+        key: shortened(in_options(value), _LONGEST_FIELD) if isinstance(value, str) else value
         for key, value in event.items()
         if not key.startswith("log_") and isinstance(value, str | int | float | bool | None)
     }
     fields.pop("isError", None)
     common = {"time": round(event.get("log_time", 0.0), 3), "level": level, "event": "log"}
-    message = "\n".join([shortened(_message(event)), *_traceback(event)])
+    message = "\n".join([shortened(_message(event), _LONGEST_FIELD), *_traceback(event)])
     text = json.dumps({**common, **fields, "message": message}, ensure_ascii=False)
     return text if text.isprintable() else "".join(map(_escaped, text))
 
