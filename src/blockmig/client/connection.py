@@ -197,10 +197,13 @@ class ClientConnection(Protocol):
         if self._secure is not None:
             self._secure.receive(data)
         else:
-            self.tls_received(data)
+            self._heard(data)
 
-    def tls_received(self, data: bytes) -> None:
-        """What the server has said, inside TLS or without it."""
+    def tls_received(self, view: memoryview) -> None:
+        self._heard(bytes(view))
+
+    def _heard(self, data: bytes) -> None:
+        """The server has said that, inside TLS or without it."""
         if not self._is_usable:
             return
         self._has_heard = True

@@ -341,8 +341,8 @@ class ServerConnection(Protocol):
             )
         self._advanced()
 
-    def plaintext_received(self, data: bytes) -> None:
-        self._phase.dataReceived(data)
+    def plaintext_received(self, view: memoryview) -> None:
+        self._phase.bufferReceived(view)
 
     def plaintext_finished(self) -> None:
         """The peer sends no more, as it has said, or as the end of its stream says."""

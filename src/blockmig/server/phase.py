@@ -71,6 +71,7 @@ class Phase:
 
     def bufferReceived(self, view: memoryview) -> None:
         """As L{dataReceived}, with bytes that are valid only during this call."""
+        self.dataReceived(bytes(view))
 
     def fast_responder(self) -> Any:
         """None: there is no fast path."""

@@ -40,8 +40,8 @@ class SecuredClient(typing.Protocol):
     def tls_stands(self) -> None:
         """The client is let in."""
 
-    def plaintext_received(self, data: bytes) -> None:
-        """The client sent C{data}."""
+    def plaintext_received(self, view: memoryview) -> None:
+        """The client sent the bytes of C{view}, which are valid only until this returns."""
 
     def plaintext_finished(self) -> None:
         """The client sends no more."""
@@ -87,8 +87,8 @@ class Secured:
         except Exception as error:  # who cannot be judged is not let in
             return f"the policy fails: {type(error).__name__}: {error}"
 
-    def tls_received(self, data: bytes) -> None:
-        self._client.plaintext_received(data)
+    def tls_received(self, view: memoryview) -> None:
+        self._client.plaintext_received(view)
 
     def tls_finished(self) -> None:
         self.finished()

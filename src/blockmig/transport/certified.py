@@ -57,6 +57,9 @@ _CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 
 _SHOWN_NAMES: Final = 8
 
+_PARTIAL_WRITES: Final = 1
+"""SSL_MODE_ENABLE_PARTIAL_WRITE of OpenSSL, which pyOpenSSL sets and does not name."""
+
 # X.509 errors of OpenSSL (x509_vfy.h), and what they mean of a certificate.
 _WORDS: Final = {
     9: "is not valid yet",
@@ -234,6 +237,9 @@ def tls_of(uri: NBDURI) -> ClientTLS | None:
 
 def _context(certificates: Certificates) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
+    if hasattr(context, "clear_mode"):  # older versions of pyOpenSSL do not have it
+        # Many records at a time, which takes a third less. The memory below takes all of them.
+        context.clear_mode(_PARTIAL_WRITES)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(
         SSL.OP_NO_COMPRESSION

@@ -44,7 +44,7 @@ from twisted.internet.interfaces import IPullProducer, IPushProducer
 from zope.interface import implementer
 
 from ..syscalls import SystemCalls
-from .plain import is_plain_socket
+from .plain import LayeredTransport, is_plain_socket
 from .rate import Pacer
 from .read_ahead import ReadAhead
 from .regions import FileRegion
@@ -524,7 +524,9 @@ class _TransportSink:
         return not self._full
 
     def write(self, data: bytes | memoryview) -> None:
-        self._producer._transport.write(bytes(data))
+        transport = self._producer._transport
+        # Our own TLS takes the bytes before it returns; others may keep what they are given.
+        transport.write(data if isinstance(transport, LayeredTransport) else bytes(data))
 
     def schedule(self) -> None:
         """Nothing to do: the transport resumes us when it has room."""

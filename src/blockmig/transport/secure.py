@@ -52,14 +52,26 @@ from .plain import LayeredTransport, is_plain_socket
 from .tls import TLSFailure
 from .tls_words import describe_tls_error
 
-_PIECE: Final = 64 << 10
+_PIECE: Final = 128 << 10
+"""Bytes that are encrypted at a time. With more, the C library would give the memory back to the
+kernel each time, and have it zeroed anew."""
+
+_RECEIVED: Final = 288 << 10
+"""Bytes that are read and decrypted at a time: what our own end sends in one piece, encrypted, and
+some more. OpenSSL keeps as much, and a third more, for as long as the connection exists."""
+
 _RECORD: Final = 16 << 10
+_SMALL: Final = 4 << 10
 _TURN_BUDGET: Final = 1 << 20
 """Bytes that a producer may write before the reactor has its turn."""
 
 _MOST_WAITING: Final = 512 << 10
 """Bytes that may wait for the peer while more is read of it: as much as a producer writes in one
 piece, and as much again."""
+
+_buffers: Final[list[memoryview]] = []
+"""What is decrypted into, shared by all connections: as many as have delivered at the same time,
+one from within another."""
 
 
 class SecureUser(typing.Protocol):
@@ -68,8 +80,8 @@ class SecureUser(typing.Protocol):
     def tls_established(self) -> None:
         """The handshake is over, and the other end is verified as the policy says."""
 
-    def tls_received(self, data: bytes) -> None:
-        """The peer sent C{data}."""
+    def tls_received(self, view: memoryview) -> None:
+        """The peer sent the bytes of C{view}, which are valid only until this returns."""
 
     def tls_finished(self) -> None:
         """The peer has said that it sends no more."""
@@ -127,6 +139,8 @@ class SecureTransport(LayeredTransport):
         seen_empty: bool = False,
     ) -> None:
         self.beneath = beneath
+        if is_plain_socket(beneath):
+            beneath.bufferSize = _RECEIVED
         self._user = user
         self._reactor = reactor
         self._state = _State.SHAKING
@@ -182,24 +196,27 @@ class SecureTransport(LayeredTransport):
 
     def _deliver(self) -> None:
         """Decrypt what has arrived, and give it to the user."""
-        pieces: list[bytes] = []
+        buffer = _buffers.pop() if _buffers else memoryview(bytearray(_RECEIVED))
+        more = True
         ended = False
         failed: Exception | None = None
-        while self._receives:
+        decrypt = self._connection.recv_into
+        while more and self._receives:
+            filled = 0
             try:
-                pieces.append(self._connection.recv(_RECORD))
+                while filled <= _RECEIVED - _RECORD:
+                    filled += decrypt(buffer[filled:], _RECORD)
             except SSL.WantReadError:
-                break
+                more = False
             except SSL.ZeroReturnError:
-                ended = True
-                break
+                more, ended = False, True
             except Exception as error:
-                failed = error
-                break
-        if self._connection.total_renegotiations():
-            failed = failed or TLSFailure("renegotiation is not allowed")
-        if pieces:
-            self._user.tls_received(b"".join(pieces))
+                more, failed = False, error
+            if self._connection.total_renegotiations():
+                more, failed = False, failed or TLSFailure("renegotiation is not allowed")
+            if filled:
+                self._user.tls_received(buffer[:filled])
+        _buffers.append(buffer)
         if not self._receives:
             return
         if failed is not None:
@@ -231,14 +248,14 @@ class SecureTransport(LayeredTransport):
 
     # To what is beneath.
 
-    def _flush(self) -> None:
-        """Send what TLS has to send."""
+    def _flush(self, expected: int = _SMALL) -> None:
+        """Send what TLS has to send, which is probably less than C{expected} bytes."""
         pieces: list[bytes] = []
-        while True:
-            try:
-                pieces.append(self._connection.bio_read(_PIECE))
-            except SSL.WantReadError:
-                break
+        with contextlib.suppress(SSL.WantReadError):
+            while True:
+                pieces.append(self._connection.bio_read(expected))
+                if len(pieces[-1]) < expected:  # or an exception says that there is no more
+                    break
         # Behind our close_notify nothing counts; and it could overtake that (see L{finish}).
         if pieces and self._state != _State.FINISHED:
             self._below.send_view(pieces[0] if len(pieces) == 1 else b"".join(pieces))
@@ -269,7 +286,7 @@ class SecureTransport(LayeredTransport):
 
     # ITransport.
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Encrypt C{data}, and send it; nothing after the end."""
         if self._state == _State.SHAKING:
             raise RuntimeError("nothing can be sent before the TLS handshake is over")
@@ -287,12 +304,16 @@ class SecureTransport(LayeredTransport):
             if self._turn is None:
                 self._turn = self._reactor.callLater(0, self._next_turn)
 
-    def _encrypt(self, data: bytes) -> bool:
+    def _encrypt(self, data: bytes | memoryview) -> bool:
         """Return whether that was possible."""
         view = memoryview(data)
         try:
-            while view:
-                view = view[self._connection.send(view[:_PIECE]) :]
+            for start in range(0, len(view), _PIECE):
+                piece = view[start : start + _PIECE]
+                length = len(piece)
+                while piece:  # in one step, or by 16 KiB: as the context says
+                    piece = piece[self._connection.send(piece) :]
+                self._flush(length + length // 256 + 64)
         except Exception as error:
             # It wants to read first only in a renegotiation, which is not allowed.
             self._fail(
@@ -301,7 +322,6 @@ class SecureTransport(LayeredTransport):
                 else error
             )
             return False
-        self._flush()
         return True
 
     def writeSequence(self, data: Iterable[bytes]) -> None:

@@ -147,6 +147,21 @@ class Case(SynchronousTestCase):
         except SSL.ZeroReturnError:
             return data + b"<END>"
 
+    def encrypted(self, data):
+        """What the other end sends to say C{data}, in one piece."""
+        while data:
+            data = data[self.peer.send(data) :]
+        self.peer_says()
+        pieces = b"".join(self.socket.incoming)
+        self.socket.incoming.clear()
+        return pieces
+
+    def peer_sends(self, data):
+        """All of it arrives at once."""
+        encrypted = self.encrypted(data)
+        self.socket.protocol.dataReceived(encrypted)
+        return encrypted
+
     def say(self, data):
         while data:
             data = data[self.peer.send(data) :]
@@ -171,6 +186,37 @@ class TrafficTests(Case):
         self.assertEqual(b"ping" * 50_000, self.user.received)
         self.secure.write(b"pong" * 50_000)
         self.assertEqual(b"pong" * 50_000, self.hear())
+
+    def test_much_that_arrives_at_once_is_received_in_order(self):
+        """More than is decrypted at a time."""
+        data = bytes(range(251)) * 4000
+        self.peer_sends(data)
+        self.assertEqual(data, self.user.received)
+
+    def test_after_an_abort_the_rest_of_what_was_received_is_dropped(self):
+        self.user.act = self.secure.abortConnection
+        data = bytes(range(251)) * 4000
+        self.peer_sends(data)
+        self.assertTrue(0 < len(self.user.received) < len(data))
+
+    def test_what_one_receives_while_another_does_is_not_mixed_up(self):
+        """They decrypt into buffers that all connections share."""
+        first, data = self.user, b"1" * 70_000
+        pieces = []
+        socket = self.socket
+        encrypted = self.encrypted(data)
+        self.make()
+        self.shake()
+        other = self.encrypted(b"2" * 70_000)
+
+        def received(view):
+            self.socket.protocol.dataReceived(other)
+            pieces.append(bytes(view))
+
+        first.tls_received = received
+        socket.protocol.dataReceived(encrypted)
+        self.assertEqual(data, b"".join(pieces))
+        self.assertEqual(b"2" * 70_000, self.user.received)
 
     def test_nothing_is_sent_in_plain(self):
         self.secure.write(b"a secret")
