@@ -1,9 +1,10 @@
 """Storms of strangers at a receiver, and clients that are stuck in every phase: nobody is hurt.
 
 How long a migration takes beside them is measured by C{benchmarks/storms.py}; here it is counted
-what came, and looked at what came of it: the migration is complete, in one attempt, with the right
-content, the strangers were all accepted and those of them that had to go are gone, and the receiver
-needs no more memory than it does for as many connections as it keeps.
+what came, and looked at what came of it: the migration is complete with the right content, no
+attempt that had begun to write was ended, the strangers were all accepted and those of them that
+had to go are gone, and the receiver needs no more memory than it does for as many connections as it
+keeps.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tests.support.serving import serve
 SIZE: Final = 64 * MIB if FULL else 4 * MIB
 MOST_MEMORY: Final = 110
 """MiB, for a receiver; it has 60 without strangers."""
+
+_MOST_ATTEMPTS: Final = 6
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: no TIME_WAIT, so that ports do not run out
 _SHAKEN: Final = wire.FLAGS + wire.go()
@@ -162,7 +165,7 @@ def beside(uri: str, names: list[str]) -> Iterator[dict[str, Strangers]]:
 
 
 @pytest.mark.parametrize("name", [*STORMS, "all"] if FULL else ["all"])
-def test_a_migration_beside_a_storm_is_complete_in_one_attempt(
+def test_a_migration_beside_a_storm_is_complete(
     processes: Processes, room: Path, name: str
 ) -> None:
     names = list(STORMS) if name == "all" else [name]
@@ -170,7 +173,9 @@ def test_a_migration_beside_a_storm_is_complete_in_one_attempt(
     wanted = digest(source)
     receiver = processes.receive(room / "copy", "--size", SIZE, "--id", "storm")
     with beside(receiver.uri, names) as strangers:
-        options = ("--unlink", "--id", "storm", "--max-rate", "2M")
+        # The strangers have the sender's own address, and may close its connection before its
+        # claim has said whose that is (docs/security.md). After that they may not.
+        options = ("--unlink", "--id", "storm", "--max-rate", "2M", "--retry")
         sender = processes.send(source, receiver, *options)
         receiver.wait_event("attempt")
         assert sender.wait(120) == 0, sender.stderr
@@ -178,7 +183,10 @@ def test_a_migration_beside_a_storm_is_complete_in_one_attempt(
         peak = receiver.peak
         assert receiver.wait(30) == 0, receiver.stderr
     assert digest(room / "copy") == wanted
-    assert sender.events("complete")[0]["attempts"] == 1, sender.stderr
+    (complete,) = sender.events("complete")
+    restarts = receiver.events("restart")
+    assert not [one for one in restarts if one.get("covered")], receiver.stderr
+    assert complete["attempts"] <= _MOST_ATTEMPTS, sender.stderr
     assert 0 < peak < MOST_MEMORY
     # A machine may be too busy for all of them; but there was a storm.
     assert all(came[one] >= STORMS[one].count // 4 for one in names), came
