@@ -93,12 +93,12 @@ def _receiver_was_killed(room: Room, result: Result) -> None:
         # It may be retired yet, if all was there, and the server only waited for the medium.
         with contextlib.suppress(AssertionError):
             room.goes_on()
-    found = examine(str(room.destination))
-    if found.records or verdict_of(found).state != CopyState.CANONICAL:
-        expect(room.start("receiver").alive, "the receiver could not be started again")
+    complete = verdict_of(examine(str(room.destination))).state == CopyState.CANONICAL
+    again = room.start("receiver")
+    if complete:  # it died after its last act, and the server does not need it any more
+        expect(room.ended("receiver") == 0, "the receiver, already complete, did not end with 0")
     else:
-        room.note("the receiver is not needed again")
-        del room.running["receiver"]
+        expect(again.alive, "the receiver could not be started again")
     if room.begun or result.retired:
         completes(room)
     else:  # it was never accepted, and that is all

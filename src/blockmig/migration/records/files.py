@@ -15,8 +15,8 @@ Rules (design, section 2: R2, R7):
   and never taken for one;
 * nor is what somebody else has put there: a symbolic link, a FIFO, a file of another user
   (`storage.trusted`). A record has mode 0600, since it has the migration's UUID, which is a secret;
-* what root records belongs to the owner of the disk: whoever it is must be able to read it, or they
-  would be kept from their own disk;
+* what root records belongs to the owner of the directory, or they would be kept from their own
+  disks; it is believed whoever the disk belongs to later, and once it is deleted;
 * the calls block, and may be made from threads: a lock admits one at a time.
 """
 
@@ -552,15 +552,17 @@ class Records:
             self._system.close(descriptor)
 
     def _hand_over(self, descriptor: int) -> None:
-        """Give a new record to the owner of the disk, or, where that is gone, of its directory,
-        whose records count as well (C{open_trusted}); a device is root's."""
+        """Give a new record beside a disk to the owner of its directory, who may remove it anyway;
+        a device's is root's.
+
+        Not to the owner of the disk, whose record would not be believed any more once the disk is
+        deleted, or is given to somebody else.
+        """
         if self.disk != self.path or self._system.geteuid() != 0:
             return
-        for path in (self.disk, os.path.dirname(self.disk)):
-            with contextlib.suppress(OSError):  # it stays root's, who made it
-                if (owner := self._system.stat(path).st_uid) != 0:
-                    self._system.fchown(descriptor, owner, -1)
-                return
+        with contextlib.suppress(OSError):  # it stays root's, who made it
+            if (owner := self._system.stat(os.path.dirname(self.disk)).st_uid) != 0:
+                self._system.fchown(descriptor, owner, -1)
 
     def remove(self, *kinds: Kind) -> None:
         """I{Slow.} Remove records, durably; harmless where there are none.

@@ -468,46 +468,59 @@ class WriteTests(Case):
 class OwnerTests(Case):
     """Whose a record is that root has written."""
 
-    def owners(self, disk, directory, user=0, device=""):
-        given = []
+    def setUp(self):
+        super().setUp()
+        outer = self
+        self.disk, self.home, self.user, self.owner = 0, 0, 0, 0
 
         class Owned(SystemCalls):
             def geteuid(self):
-                return user
+                return outer.user
 
             def stat(self, path):
-                found = list(os.stat(self.as_found(path)))
-                owner = directory if path == os.path.dirname(self.disk) else disk
+                owner = outer.home if path == outer.directory else outer.disk
                 if owner is None:
                     raise FileNotFoundError(errno.ENOENT, "No such file or directory")
-                found[4] = owner
-                return os.stat_result(found)
+                return outer.owned(os.stat(outer.directory), owner)
 
-            def as_found(self, path):
-                return path if os.path.exists(path) else os.path.dirname(path)
+            def fstat(self, descriptor):
+                return outer.owned(os.fstat(descriptor), outer.owner)
 
             def fchown(self, descriptor, owner, group):
-                given.append((owner, group))
+                outer.assertEqual(-1, group)
+                outer.owner = owner
 
-        system = Owned()
-        system.disk = self.path
-        Records(self.path, system, device).write(Kind.RECEIVED, RECORD)
-        return given
+        self.system = Owned()
 
-    def test_it_is_the_owners_of_the_disk(self):
-        self.assertEqual([(107, -1)], self.owners(disk=107, directory=0))
+    def owned(self, status, owner):
+        return os.stat_result((*status[:4], owner, *status[5:10]))
 
-    def test_it_stays_roots_where_the_disk_is(self):
-        self.assertEqual([], self.owners(disk=0, directory=107))
+    def write(self, disk, directory, user=0, device=""):
+        """The owner of a record, given those of the disk and of its directory."""
+        self.disk, self.home, self.user, self.owner = disk, directory, user, user
+        Records(self.path, self.system, device).write(Kind.RECEIVED, RECORD)
+        return self.owner
 
-    def test_of_a_disk_that_is_gone_it_is_the_owners_of_the_directory(self):
-        self.assertEqual([(107, -1)], self.owners(disk=None, directory=107))
+    def test_it_is_the_owners_of_the_directory(self):
+        for disk in (107, 0, 1000, None):
+            self.assertEqual(107, self.write(disk, directory=107))
+
+    def test_it_stays_roots_in_a_directory_of_roots(self):
+        for disk in (107, 0, None):
+            self.assertEqual(0, self.write(disk, directory=0))
+
+    def test_it_is_believed_whoever_the_disk_is_given_to_and_once_it_is_gone(self):
+        for before, directory in ((107, 0), (107, 107), (0, 107)):
+            self.write(before, directory)
+            for self.disk in (before, 0, 64055, None):
+                found = Records(self.path, self.system).read(Kind.RECEIVED)
+                self.assertEqual(RECORD.migration, found.migration)
 
     def test_of_a_device_it_stays_roots(self):
-        self.assertEqual([], self.owners(disk=107, directory=107, device="/dev/vg0/web"))
+        self.assertEqual(0, self.write(disk=107, directory=107, device="/dev/vg0/web"))
 
     def test_others_give_nothing_away(self):
-        self.assertEqual([], self.owners(disk=107, directory=107, user=1000))
+        self.assertEqual(1000, self.write(disk=107, directory=107, user=1000))
 
 
 class RemoveTests(Case):
