@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from tests.support.disks import MIB, digest, random_image
@@ -76,7 +76,11 @@ def said_to_listen_at(server: SSHServer, port: int) -> None:
     )
 
 
-def closed_port() -> int:
+CLOSED: Final = 1
+"""A port on which nobody listens, and which the system gives to nobody who asks for any."""
+
+
+def free_port() -> int:
     with socket.socket() as one:
         one.bind((HOST, 0))
         return int(one.getsockname()[1])
@@ -211,7 +215,7 @@ def test_strangers_are_refused_at_the_port(
 def test_a_port_that_is_not_reached_ends_it_with_a_word(
     processes: Processes, server: SSHServer, room: Path, source: Path
 ) -> None:
-    said_to_listen_at(server, closed_port())
+    said_to_listen_at(server, CLOSED)
     move = server.move(source, room / "copy")
     assert move.wait() == 1
     said = message(move)
@@ -229,7 +233,7 @@ def test_a_port_that_is_not_reached_ends_it_with_a_word(
 def test_a_port_that_is_not_reached_is_tried_again_if_asked(
     server: SSHServer, room: Path, source: Path
 ) -> None:
-    said_to_listen_at(server, closed_port())
+    said_to_listen_at(server, CLOSED)
     move = server.move(source, room / "copy", "--retry")
     move.wait_event("not-reached", 60, count=2)
     move.signal(signal.SIGTERM)
@@ -254,7 +258,7 @@ def test_a_stop_while_the_port_says_nothing_is_prompt(
 
 
 def test_with_auto_it_goes_through_ssh_then(server: SSHServer, room: Path, source: Path) -> None:
-    said_to_listen_at(server, closed_port())
+    said_to_listen_at(server, CLOSED)
     move = server.move(source, room / "copy", "--data", "auto")
     assert move.wait() == 0, move.stderr
     (event,) = move.events("fallback")
@@ -280,7 +284,7 @@ def test_a_port_that_leads_to_somebody_else_gets_nothing(
     other, _ = make_hosts(room / "pki", "127.0.0.1", "other")
     elsewhere = processes.receive(
         *(room / "elsewhere", "--size", str(9 * MIB + 5)),
-        *("--listen", f"{HOST}:{closed_port()}", "--tls-certificates", other),
+        *("--listen", f"{HOST}:{free_port()}", "--tls-certificates", other),
     )
     _, _, port = elsewhere.wait_event("listening")["uri"].strip("/").rpartition(":")
     said_to_listen_at(server, int(port))
@@ -300,7 +304,7 @@ def test_an_address_that_the_host_has_not(server: SSHServer, room: Path, source:
 
 
 def test_the_port_may_be_chosen(server: SSHServer, room: Path, source: Path) -> None:
-    port = closed_port()
+    port = free_port()
     options = ("--data-port", port, "--data-address", "127.0.0.3")
     with socket.create_server(("127.0.0.3", port)):
         move = server.move(source, room / "copy", *options)
@@ -390,7 +394,7 @@ def test_what_has_died_is_started_again(
 def test_a_receiver_that_was_left_behind_gives_its_port_away(
     server: SSHServer, room: Path, source: Path
 ) -> None:
-    port = closed_port()
+    port = free_port()
     move = server.move(source, room / "copy", "--max-rate", "1M", "--data-port", port)
     move.wait_event("attempt")
     (old,) = until(lambda: receivers(room / "copy"))
@@ -454,7 +458,7 @@ def test_a_served_disk_is_moved(
 ) -> None:
     before = digest(source)
     if data == "auto":
-        said_to_listen_at(server, closed_port())
+        said_to_listen_at(server, CLOSED)
     move = move_live(processes, server, room, "--data", data)
     assert move.wait() == 0, move.stderr
     assert served.wait() == 0, served.stderr
@@ -518,7 +522,7 @@ def test_a_retired_source_is_finished_by_the_way_that_leads_there(
     received.update(confirmed="", record="INCOMPLETE", phase="copied")
     (room / "copy.INCOMPLETE").write_text(json.dumps(received))
     there.unlink()
-    said_to_listen_at(server, closed_port())
+    said_to_listen_at(server, CLOSED)
     move = server.move(source, room / "copy")
     assert move.wait() == 5, move.stderr
     assert "its port for the data" in message(move)
