@@ -124,7 +124,7 @@ class HandoffMessage:
             longest = max(_SHORTENED, key=lambda name: len(content[name]))
             if not content[longest]:
                 raise BadMessage("the message is too long")
-            content[longest] = content[longest][-(len(content[longest]) // 2) :]
+            content[longest] = content[longest][(len(content[longest]) + 1) // 2 :]
         return text.ljust(MESSAGE_SIZE, b"\0")
 
 

@@ -290,6 +290,11 @@ class HandoffMessageTests(SynchronousTestCase):
         found = decode_message(self.changed(host="a\x1b[2Jb\n", disk="/ä\x00\r"))
         self.assertEqual(("a?[2Jb?", "/ä??"), (found.host, found.disk))
 
+    def test_one_whose_shortest_text_does_not_help_raises_too(self):
+        """It went round for ever: half of one letter is none, and the last none is all."""
+        message = HandoffMessage(HandoffPhase.COPIED, ONE, disk="d", token="t" * MESSAGE_SIZE)
+        self.assertRaises(BadMessage, message.encode)
+
     def test_a_message_that_cannot_be_shortened_raises(self):
         self.assertRaises(
             BadMessage, HandoffMessage(HandoffPhase.COPIED, ONE, token="t" * MESSAGE_SIZE).encode
