@@ -204,9 +204,10 @@ def test_silent_connections_are_closed(processes: Processes, room: Path) -> None
         strangers.one_byte_then_silence()
         strangers.silence_after_the_handshake()
         strangers.half_a_request()
-        # Of more than 200 only 128 are kept. A busy machine needs seconds to accept them.
-        until(lambda: len(os.listdir(descriptors)) >= at_first + 128)
-        until(lambda: len(os.listdir(descriptors)) == at_first, 30)
+        # Of more than 200 only 128 are kept. A busy machine needs seconds to accept them; and at
+        # first something may have been open that no longer is.
+        until(lambda: len(os.listdir(descriptors)) >= at_first + 100)
+        until(lambda: len(os.listdir(descriptors)) <= at_first, 30)
 
 
 def test_single_handshake_bytes_do_not_extend_the_handshake_timeout(
