@@ -121,6 +121,16 @@ class IDisk(Interface):
         """Close the disk and give up its lock; harmless if repeated."""
 
 
+class IReadAheadDisk(IDisk):
+    """A disk that can begin to read what will be asked for soon, so that its medium never rests."""
+
+    def read_ahead(offset: int, length: int) -> bool:
+        """I{Slow.} Begin to read a range of at most 1 MiB into the page cache; do not wait for it.
+
+        @return: whether its end was missing there: it is there only because of us.
+        """
+
+
 class IRecordedDisk(IDisk):
     """A disk whose migrations are recorded beside it, so that its state is known after a crash.
 

@@ -40,7 +40,8 @@ from .record_paths import (
     state_path,
 )
 from .room import Room
-from .scan import Scan, Segment, split_data
+from .scan import Scan
+from .segment import Segment, split_data
 from .survey import Survey
 from .trusted import Untrusted, open_trusted
 from .users import User, is_open_elsewhere, users_of

@@ -14,10 +14,7 @@ from typing import Final
 
 from zope.interface import implementer
 
-from ..interfaces import (
-    IRecordedDisk,
-    IWatchedDisk,
-)
+from ..interfaces import IReadAheadDisk, IRecordedDisk, IWatchedDisk
 from ..syscalls import (
     SYSTEM,
     SystemCalls,
@@ -35,7 +32,7 @@ _BLKDISCARD: Final = 0x1277
 _BLKZEROOUT: Final = 0x127F
 
 
-@implementer(IRecordedDisk, IWatchedDisk)
+@implementer(IReadAheadDisk, IRecordedDisk, IWatchedDisk)
 class BlockDisk(DescriptorDisk, WatchedDevice):
     """A block device, claimed exclusively: one that is mounted or part of another is refused.
 

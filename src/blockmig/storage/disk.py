@@ -329,29 +329,49 @@ class DescriptorDisk:
 
     def _probe_tail(self, offset: int, length: int, tail: int) -> tuple[bytes, bool]:
         start = offset + length - tail
-        buffer = bytearray(tail)
+        cached = self._read_cached(start, tail)
+        if cached is not None:
+            return cached, False
         if self._no_wait is None:
             return self.read(start, tail), False
+        self._will_need(offset, min(_READ_AHEAD, self.size - offset))
+        return self.read(start, tail), True
+
+    def _read_cached(self, offset: int, length: int) -> bytes | None:
+        """Bytes from the page cache; None where they are missing, or that cannot be found out."""
+        buffer = bytearray(length)
         # A cached page may seem to be missing for an instant while somebody else reads it, but not
         # twice in a row.
         for _ in range(2):
+            if self._no_wait is None:
+                return None
             try:
                 with self._descriptor as descriptor:
-                    found = self._system.preadv(descriptor, [buffer], start, self._no_wait)
+                    found = self._system.preadv(descriptor, [buffer], offset, self._no_wait)
             except BlockingIOError:
                 continue
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
                     raise
                 self._no_wait = None
-                return self.read(start, tail), False
             else:
-                return (bytes(buffer) if found == tail else self.read(start, tail)), False
-        wanted = min(_READ_AHEAD, self.size - offset)
-        will_need = getattr(os, "POSIX_FADV_WILLNEED", 0)
+                return bytes(buffer) if found == length else self.read(offset, length)
+        return None
+
+    def _will_need(self, offset: int, length: int) -> None:
+        number = getattr(os, "POSIX_FADV_WILLNEED", 0)
         with self._descriptor as descriptor:
-            self._system.posix_fadvise(descriptor, offset, wanted, will_need)
-        return self.read(start, tail), True
+            self._system.posix_fadvise(descriptor, offset, length, number)
+
+    def read_ahead(self, offset: int, length: int) -> bool:
+        """posix_fadvise(2), POSIX_FADV_WILLNEED."""
+        if self._no_wait is None:  # a cached range would seem to be missing
+            return False
+        tail = min(length, _PROBE_TAIL)
+        missing = self._read_cached(offset + length - tail, tail) is None
+        # Also where its end is there: much of the rest may not be.
+        self._will_need(offset, length)
+        return missing and self._no_wait is not None
 
     def forget(self, offset: int, length: int) -> None:
         """posix_fadvise(2), POSIX_FADV_DONTNEED."""

@@ -12,6 +12,7 @@ import stat
 from zope.interface import implementer
 
 from ..interfaces import (
+    IReadAheadDisk,
     IRecordedDisk,
     ISizedLater,
     IUnlinkableDisk,
@@ -26,7 +27,7 @@ from .room import Room, can_hold, room_at
 from .watched import WatchedFile
 
 
-@implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk, ISizedLater)
+@implementer(IReadAheadDisk, IUnlinkableDisk, IRecordedDisk, IWatchedDisk, ISizedLater)
 class FileDisk(DescriptorDisk, WatchedFile):
     """A raw image in a regular file.
 

@@ -189,6 +189,14 @@ class GuardedDisk:
     def close(self) -> None:
         self._do("close")
 
+    # IReadAheadDisk.
+
+    def read_ahead(self, offset: int, length: int) -> bool:
+        missing = self._call("read_ahead", offset, length)
+        if not isinstance(missing, bool):
+            raise _wrong("read_ahead", f"returned {_kind(missing)}, not a bool")
+        return missing
+
     # IRecordedDisk.
 
     @property

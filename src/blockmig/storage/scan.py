@@ -12,18 +12,22 @@ Rules:
   slow, the destination would hear nothing of us for minutes, and take us for dead;
 * every cut except a range's end is at a multiple of the block size that the peer wants;
 * zeroes are what reads as zeroes: a hole of the file system, or bytes that were probed, 256 KiB at
-  a time (each probe costs a call), or in finer steps where the disk knows of no holes.
+  a time, or in finer steps where the disk knows of no holes. A probe costs a call: after a MiB
+  without zeroes the next one is probed only at its end, and everywhere if there are some;
+* what the medium has yet to read is asked for in front of the position (`ReadAheadWindow`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
-from typing import Final, NamedTuple
+from itertools import islice, pairwise
+from typing import Final
 
-from ..interfaces import IDisk
+from ..interfaces import IDisk, IReadAheadDisk
 from .disk import PROBE_SIZE
+from .read_ahead_window import ReadAheadWindow
+from .segment import Segment
 
 LONGEST_ZEROES: Final = 256 << 20
 
@@ -35,28 +39,6 @@ _STEP_SECONDS: Final = 1.0
 _SHORT_RANGE: Final = 1 << 20
 
 
-class Segment(NamedTuple):
-    """A run of bytes for one request.
-
-    @ivar offset: bytes from the start of the disk.
-    @ivar length: bytes.
-    @ivar zero: it reads as zeroes, so that its bytes need not be sent.
-    @ivar cold: it was not in the page cache before, and need not stay there.
-    @ivar data: its bytes, where they were read already; None if they are still to be.
-    """
-
-    offset: int
-    length: int
-    zero: bool
-    cold: bool = False
-    data: memoryview | None = None
-
-    @property
-    def end(self) -> int:
-        """The offset after the last byte."""
-        return self.offset + self.length
-
-
 class Scan:
     """One pass over a disk from its start to its end.
 
@@ -64,7 +46,7 @@ class Scan:
     @param block: bytes, a power of two of at most 64 KiB; cuts are at its multiples.
     @param find_zeroes: distinguish zeroes from data; otherwise everything is data.
     @param probe: look for zeroes in what the disk reports as data, too. Otherwise nothing is read,
-        for a disk of which each call is slow: see L{split_data}.
+        for a disk of which each call is slow; L{split_data} tells what was read apart.
     @param seconds: returns the time.
     @param ranges: the start and the end of each range to scan, in order and disjoint, at multiples
         of C{block} (except the disk's end); None for the whole disk.
@@ -85,13 +67,17 @@ class Scan:
         self._step_end = 0.0
         self._request = request
         self._block = block
-        self._probe = probe
-        self._bytes_probed = 0
+        self._find_zeroes = find_zeroes
+        self._bytes_examined = 0
         self._stopped = False
-        self._segments = self._cut(
+        self._window = ReadAheadWindow(disk.read_ahead if IReadAheadDisk.providedBy(disk) else None)
+        runs = (
             run
             for start, end in ([(0, disk.size)] if ranges is None else ranges)
-            for run in self._uncut(disk, start, end, find_zeroes)
+            for run in self._runs(disk, start, end)
+        )
+        self._segments = self._cut(
+            self._examined(disk, self._window.slide(runs)) if probe else runs
         )
 
     def advance(self) -> list[Segment]:
@@ -100,11 +86,11 @@ class Scan:
         @raise OSError: the disk could not be read.
         """
         segments: list[Segment] = []
-        stop = self._bytes_probed + _STEP_BYTES
+        stop = self._bytes_examined + _STEP_BYTES
         self._step_end = self._seconds() + _STEP_SECONDS
         for segment in islice(self._segments, _STEP_SEGMENTS):
             segments.append(segment)
-            if self._bytes_probed >= stop or self._is_late:
+            if self._bytes_examined >= stop or self._is_late:
                 break
         return segments
 
@@ -116,59 +102,67 @@ class Scan:
     def _is_late(self) -> bool:
         return self._seconds() >= self._step_end
 
-    def _uncut(self, disk: IDisk, start: int, end: int, find_zeroes: bool) -> Iterator[Segment]:
-        """Adjacent segments of any length, as they are found."""
-        if find_zeroes and end - start >= min(_SHORT_RANGE, disk.size):
-            return self._runs(disk, start, end)
-        probed = self._probed(disk, start, end)
-        if find_zeroes:
-            return probed
-        return (segment._replace(zero=False) for segment in probed)
-
     def _runs(self, disk: IDisk, position: int, last: int) -> Iterator[Segment]:
+        """Adjacent segments of any length: what the disk calls holes, and all else as data."""
+        if not self._find_zeroes or last - position < min(_SHORT_RANGE, disk.size):
+            yield Segment(position, last - position, False)
+            return
         block = self._block
         for extent in disk.extents(position):
             if extent.offset >= last:
                 break
             end = min(extent.offset + extent.length, last)
-            if extent.hole:
-                # Where the peer's blocks are larger than the file system's, a hole is rounded
-                # inwards: the data beside it then reaches into it.
-                start = -(-extent.offset // block) * block
-                stop = end if end == last else end // block * block
-                if start >= stop:
+            # Where the peer's blocks are larger than the file system's, a hole is rounded inwards:
+            # the data beside it then reaches into it.
+            start = -(-extent.offset // block) * block if extent.hole else position
+            stop = end if end == last else end // block * block
+            if start >= stop:
+                continue
+            if position < start:
+                yield Segment(position, start - position, False)
+            yield Segment(start, stop - start, extent.hole)
+            position = stop
+        if position < last:
+            yield Segment(position, last - position, False)
+
+    def _examined(self, disk: IDisk, pieces: Iterator[Segment]) -> Iterator[Segment]:
+        """The same, with zeroes told from data in what is no hole."""
+        look_everywhere = self._find_zeroes
+        for piece in pieces:
+            if self._stopped:
+                return
+            if piece.zero:
+                yield piece
+                continue
+            self._bytes_examined += piece.length
+            *granules, last = _granules(piece)
+            at_end: list[Segment] = []
+            if not look_everywhere:
+                at_end = self._probe(disk, piece, *last)
+                if not (self._find_zeroes and any(part.zero for part in at_end)):
+                    yield piece._replace(cold=piece.cold or at_end[0].cold)
                     continue
-                yield from self._probed(disk, position, start)
-                yield Segment(start, stop - start, True)
-                position = stop
             else:
-                stop = end if end == last else end // block * block
-                yield from self._probed(disk, position, stop)
-                position = max(position, stop)
-        yield from self._probed(disk, position, last)
+                granules.append(last)
+            look_everywhere = bool(at_end)
+            for start, stop in granules:
+                if self._stopped:
+                    return
+                for part in self._probe(disk, piece, start, stop):
+                    look_everywhere = look_everywhere or part.zero
+                    yield part
+            yield from at_end
 
-    def _probed(self, disk: IDisk, start: int, end: int) -> Iterator[Segment]:
-        if not self._probe:
-            if start < end:
-                yield Segment(start, end - start, False)
-            return
-        while start < end and not self._stopped:
-            stop = min((start // PROBE_SIZE + 1) * PROBE_SIZE, end)
-            zero, cold = disk.probe(start, stop - start)
-            self._bytes_probed += stop - start
-            step = max(disk.shortest_zeroes, self._block)
-            if zero or step >= stop - start:
-                yield Segment(start, stop - start, zero, cold)
-            else:
-                yield from self._probed_finely(disk.read(start, stop - start), start, step, cold)
-            start = stop
-
-    @staticmethod
-    def _probed_finely(data: bytes, start: int, step: int, cold: bool) -> Iterator[Segment]:
-        zeroes = bytes(step)
-        for position in range(0, len(data), step):
-            part = data[position : position + step]
-            yield Segment(start + position, len(part), part == zeroes[: len(part)], cold)
+    def _probe(self, disk: IDisk, piece: Segment, start: int, stop: int) -> list[Segment]:
+        """What a granule of a piece consists of."""
+        zero, missed = disk.probe(start, stop - start)
+        if missed and not piece.cold:
+            self._window.missed()
+        cold = piece.cold or missed
+        step = max(disk.shortest_zeroes, self._block)
+        if zero or step >= stop - start:
+            return [Segment(start, stop - start, zero, cold)]
+        return list(_told_apart(disk.read(start, stop - start), start, step, cold))
 
     def _cut(self, runs: Iterator[Segment]) -> Iterator[Segment]:
         """Join adjacent segments of one kind, and cut them to the allowed lengths."""
@@ -195,26 +189,15 @@ class Scan:
         return (segment.offset // limit + 1) * limit
 
 
-def split_data(segment: Segment, data: memoryview, step: int) -> Iterator[Segment]:
-    """Tell zeroes from data in a segment that was read.
+def _granules(piece: Segment) -> list[tuple[int, int]]:
+    """The start and the end of each part that is probed by itself."""
+    first = (piece.offset // PROBE_SIZE + 1) * PROBE_SIZE
+    cuts = [piece.offset, *range(first, piece.end, PROBE_SIZE), piece.end]
+    return list(pairwise(cuts))
 
-    @param step: bytes of the shortest run of zeroes to look for; cuts are at its multiples from the
-        segment's start.
-    @return: adjacent segments, by turns zeroes and data, which has its bytes.
-    """
+
+def _told_apart(data: bytes, start: int, step: int, cold: bool) -> Iterator[Segment]:
     zeroes = bytes(step)
-    start, kind = 0, None
     for position in range(0, len(data), step):
         part = data[position : position + step]
-        zero = part == zeroes[: len(part)]
-        if kind is not None and zero != kind:
-            yield _part(segment, data, start, position, kind)
-            start = position
-        kind = zero
-    if kind is not None:
-        yield _part(segment, data, start, len(data), kind)
-
-
-def _part(segment: Segment, data: memoryview, start: int, end: int, zero: bool) -> Segment:
-    known = None if zero else data[start:end]
-    return Segment(segment.offset + start, end - start, zero, segment.cold, known)
+        yield Segment(start + position, len(part), part == zeroes[: len(part)], cold)

@@ -26,7 +26,14 @@ from typing import Any, Final, NoReturn
 from zope.interface import Invalid, providedBy
 from zope.interface.verify import verifyObject
 
-from ..interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk
+from ..interfaces import (
+    Extent,
+    IDisk,
+    IReadAheadDisk,
+    IRecordedDisk,
+    IUnlinkableDisk,
+    IWatchedDisk,
+)
 from ..storage import PROBE_SIZE, DiskRefused, DiskVersion, guard
 
 _LONGEST: Final = (1 << 20) + 1
@@ -40,7 +47,7 @@ _RETURN_NOTHING: Final = {
     *("trim", "flush", "forget", "write_back", "close", "prepare"),
     *("check_path", "check_unlink"),
 }
-_INTERFACES: Final = (IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk)
+_INTERFACES: Final = (IDisk, IReadAheadDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk)
 
 
 def check_disk(disk: Any, *, writable: bool = True) -> None:
@@ -196,8 +203,16 @@ class _Checks:
         if length <= PROBE_SIZE:
             self._check_probe(offset, data)
         self._call("forget", offset, length)
+        if IReadAheadDisk.providedBy(self._disk):
+            self._check_read_ahead(offset, length)
         if self._read(offset, length) != data:
             self._broken(f"read({offset}, {length}) changes with forget()")
+
+    def _check_read_ahead(self, offset: int, length: int) -> None:
+        missing = self._call("read_ahead", offset, min(length, _LONGEST - 1))
+        if not isinstance(missing, bool):
+            kind = type(missing).__name__
+            self._broken(f"read_ahead({offset}, {length}) returned {kind}, not a bool")
 
     def _check_probe(self, offset: int, data: bytes) -> None:
         try:

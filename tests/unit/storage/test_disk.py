@@ -380,6 +380,19 @@ class ExtentsAndProbeTests(DiskCase):
         self.assertEqual((True, True), tuple(disk.probe(0, 4999)))
         self.assertIn("posix_fadvise", calls.names())
 
+    def test_reading_ahead_says_what_was_missing(self):
+        for number, missing in ((errno.EAGAIN, True), (None, False)):
+            calls = RecordedCalls(**({} if number is None else {"preadv": number}))
+            disk = self.open(self.make(bytes(5000)), system=calls)
+            self.assertIs(missing, disk.read_ahead(1000, 3000))
+            advice = [call for call in calls.made if call[0] == "posix_fadvise"]
+            self.assertEqual([(1000, 3000, os.POSIX_FADV_WILLNEED)], [a[2:5] for a in advice])
+            self.assertNotIn("pread", calls.names())
+
+    def test_nothing_is_read_ahead_where_it_cannot_be_seen_what_is_missing(self):
+        disk = self.open(self.make(bytes(5000)), system=RecordedCalls(preadv=errno.EOPNOTSUPP))
+        self.assertEqual([False, False], [disk.read_ahead(0, 5000) for _ in range(2)])
+
     def test_a_probe_raises_errors_of_the_medium(self):
         disk = self.open(self.make(), system=RecordedCalls(preadv=errno.EIO))
         self.assertRaises(OSError, disk.probe, 0, 5000)

@@ -12,7 +12,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from blockmig.interfaces import Extent, IDisk, IRecordedDisk, IUnlinkableDisk, IWatchedDisk, Probe
+from blockmig.interfaces import (
+    Extent,
+    IDisk,
+    IReadAheadDisk,
+    IRecordedDisk,
+    IUnlinkableDisk,
+    IWatchedDisk,
+    Probe,
+)
 from blockmig.storage import (
     DiskChanged,
     DiskRefused,
@@ -34,10 +42,11 @@ CALLS = {
     "probe": (0, 10),
     "forget": (0, 10),
     "write_back": (0, 10, True),
+    "read_ahead": (0, 10),
 }
 
 
-@implementer(IUnlinkableDisk, IRecordedDisk, IWatchedDisk)
+@implementer(IReadAheadDisk, IUnlinkableDisk, IRecordedDisk, IWatchedDisk)
 class Scripted(MemoryDisk):
     """A disk whose method C{broken} raises C{error}, or returns C{value}."""
 
@@ -76,6 +85,9 @@ class Scripted(MemoryDisk):
     def check_unlink(self): ...
 
     def unlink(self): ...
+
+    def read_ahead(self, offset, length):
+        return False
 
     def identity(self):
         return "theirs"

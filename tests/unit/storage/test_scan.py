@@ -7,8 +7,9 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
-from blockmig.interfaces import Extent
+from blockmig.interfaces import Extent, IReadAheadDisk
 from blockmig.storage import PROBE_SIZE, Scan, scan
 from blockmig.testing import Call, MemoryDisk
 
@@ -165,6 +166,49 @@ class ScanTests(SynchronousTestCase):
         disk.probe = probe
         (piece,) = walk(disk)
         self.assertFalse(piece.cold)
+
+    def test_data_is_probed_sparingly_until_there_are_zeroes_again(self):
+        data, zeroes = 8 << 20, (1 << 20) + PROBE_SIZE
+        disk = disk_of((data, "data"), (zeroes, "zero"), (2 << 20, "data"))
+        found = [piece[:3] for piece in self.check(disk, 32 << 20, 4096)]
+        self.assertEqual(
+            [(0, data, False), (data, zeroes, True), (data + zeroes, 2 << 20, False)], found
+        )
+        offsets = [call.offset for call in disk.calls if call.method == "probe"]
+        self.assertEqual(sorted(set(offsets)), sorted(offsets), "probed twice")
+        self.assertEqual(4 + 7, sum(offset < data for offset in offsets))
+
+    def test_zeroes_before_the_end_of_a_piece_are_found_once_its_end_is_zero(self):
+        disk = disk_of((2 << 20, "data"), (PROBE_SIZE, "data"), (3 * PROBE_SIZE, "zero"))
+        (_, zeroes) = self.check(disk, 32 << 20, 4096)
+        self.assertEqual(((2 << 20) + PROBE_SIZE, 3 * PROBE_SIZE), zeroes[:2])
+
+    def test_after_zeroes_the_next_piece_is_probed_everywhere(self):
+        size = 3 * PROBE_SIZE
+        disk = disk_of((2 << 20, "data"), (size, "data"), (2 * PROBE_SIZE, "zero"), (size, "data"))
+        (_, zeroes, _) = self.check(disk, 32 << 20, 4096)
+        self.assertEqual(((2 << 20) + size, 2 * PROBE_SIZE), zeroes[:2])
+
+    def test_what_is_missing_is_read_ahead(self):
+        """From the first piece that had to be waited for."""
+
+        @implementer(IReadAheadDisk)
+        class Cold(MemoryDisk):
+            def probe(self, offset, length):
+                return super().probe(offset, length)._replace(cold=True)
+
+            def read_ahead(self, offset, length):
+                self.calls.append(Call("read_ahead", offset, length))
+                return True
+
+        disk = disk_of((20 << 20, "data"), (20 << 20, "hole"), (20 << 20, "data"), made=Cold)
+        pieces = self.check(disk, 1 << 20, 1)
+        self.assertTrue(all(piece.cold for piece in pieces if not piece.zero))
+        asked = [call.offset >> 20 for call in disk.calls if call.method == "read_ahead"]
+        self.assertEqual([*range(1, 20), *range(40, 60)], asked)
+        calls = [call for call in disk.calls if call.method in ("probe", "read_ahead")]
+        probe = next(call for call in calls if call.method == "probe" and call.offset > 15 << 20)
+        self.assertIn(Call("read_ahead", 40 << 20, 1 << 20), calls[: calls.index(probe)])
 
     def test_a_scan_can_be_stopped_in_the_middle_of_a_step(self):
         disk = MemoryDisk(b"x" * (40 << 20))

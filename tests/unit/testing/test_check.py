@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from blockmig.interfaces import Extent, IDisk, IWatchedDisk, Probe
+from blockmig.interfaces import Extent, IDisk, IReadAheadDisk, IWatchedDisk, Probe
 from blockmig.storage import DiskRefused, DiskVersion
 from blockmig.testing import MemoryDisk, RecordedMemoryDisk, UnlinkableMemoryDisk, check_disk
 
@@ -400,6 +400,13 @@ class OtherTests(Case):
                 return str(next(numbers))
 
         self.caught(Broken(5, "/x"), "identity() is '0', and must be the same text each time")
+
+    def test_a_reading_ahead_that_does_not_say_what_was_missing(self):
+        @implementer(IReadAheadDisk)
+        class Broken(MemoryDisk):
+            def read_ahead(self, offset, length): ...
+
+        self.caught(Broken(5), "read_ahead(0, 1) returned NoneType, not a bool")
 
     def test_a_watch_that_sees_changes_where_there_are_none(self):
         numbers = itertools.count()
