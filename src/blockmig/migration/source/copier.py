@@ -58,6 +58,9 @@ _WINDOW_REQUESTS: Final = 256
 # Bytes that were read and not sent yet, from which on no more are taken from the reader.
 _UNSENT_BYTES: Final = 2 << 20
 _LOOK_AHEAD: Final = 64
+# Segments. Each call waits for all processors where it meets pages that are quite new, so that
+# a few large ones cost less.
+_FORGET_AT_ONCE: Final = 32
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
 _MAY_TAKE_LONG: Final = (Command.FLUSH, Command.WRITE_ZEROES)
 # How many times the reply timeout a FLUSH may take.
@@ -337,27 +340,24 @@ class Copier:
                 probe=self._reader is None,
             )
         sending.scanning = True
-        cold, self._cold = self._cold, []
         # Without a way to send zeroes as such, everything is sent as data.
         survey = self._context.passes.survey if self._finds_zeroes else None
-        scanning = self._context.runtime.threads(self._advance_scan, sending.scan, cold, survey)
+        scanning = self._context.runtime.threads(self._advance_scan, sending.scan, survey)
         scanning.addCallbacks(
             self._scan_advanced, self._scan_failed, callbackArgs=(sending,), errbackArgs=(sending,)
         )
 
-    def _advance_scan(
-        self, scan: Scan, cold: list[Segment], survey: Survey | None
-    ) -> list[Segment]:
-        """In a thread: the next segments; what was read for the last ones is not needed again."""
-        self._forget(cold)
+    def _advance_scan(self, scan: Scan, survey: Survey | None) -> list[Segment]:
+        """In a thread: the next segments."""
         if survey is not None:
             with contextlib.suppress(OSError):  # the scan meets what matters of it
                 survey.advance(self._context.disk)
         return scan.advance()
 
     def _forget(self, cold: list[Segment]) -> None:
-        for segment in cold:
-            self._context.disk.forget(segment.offset, segment.length)
+        """In a thread: what was read for them is not needed again."""
+        for start, end in _joined(cold):
+            self._context.disk.forget(start, end - start)
 
     def _forget_cold(self) -> None:
         cold, self._cold = self._cold, []
@@ -460,6 +460,8 @@ class Copier:
             self._bytes_in_flight -= segment.length
         if segment.cold and not self._keep_cached:
             self._cold.append(segment)
+            if len(self._cold) >= _FORGET_AT_ONCE:
+                self._forget_cold()
         self._context.passes.acknowledged(segment)
         self._context.progress.acknowledged(segment)
 
@@ -477,6 +479,17 @@ class Copier:
     def _refused(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal
         self._connection.fail(str(refusal))
+
+
+def _joined(segments: list[Segment]) -> Ranges:
+    """The ranges that they make up."""
+    ranges: Ranges = []
+    for segment in sorted(segments):
+        if ranges and ranges[-1][1] == segment.offset:
+            ranges[-1] = (ranges[-1][0], segment.end)
+        else:
+            ranges.append((segment.offset, segment.end))
+    return ranges
 
 
 def _cannot_be_read(failure: Failure) -> NoReturn:
