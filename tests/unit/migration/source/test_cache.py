@@ -9,7 +9,7 @@ from blockmig.nbd import Export
 from .case import ALL, QuickUnlinkableDisk, SenderCase
 
 MIB = 1 << 20
-PIECES = 80
+PIECES = 83
 CACHED = 64 * MIB
 CONTENT = b"".join(
     random.Random(number).randbytes(4096) * (MIB // 4096) + bytes(MIB) for number in range(PIECES)
