@@ -39,7 +39,7 @@ SHORT_ZEROES: Final = 1 << 20
 IO_SIZE: Final = 1 << 20
 """Bytes that a thread reads or writes at a time."""
 
-_ZEROING_SLICE: Final = 64 << 20
+_ZEROING_SLICE: Final = 256 << 20
 
 
 class Backend(Protocol):

@@ -40,7 +40,7 @@ from .record_paths import (
     state_path,
 )
 from .room import Room
-from .scan import Scan
+from .scan import LONGEST_ZEROES, Scan
 from .segment import Segment, split_data
 from .survey import Survey
 from .trusted import Untrusted, open_trusted
@@ -49,6 +49,7 @@ from .watched import DiskVersion, describe_version, version_at
 
 __all__ = [
     "GRANULARITY",
+    "LONGEST_ZEROES",
     "PROBE_SIZE",
     "ROOTS_DIRECTORY",
     "BlockDisk",

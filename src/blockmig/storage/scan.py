@@ -7,7 +7,7 @@ Rules:
 
 * the segments come in order, do not overlap, and make up the ranges exactly;
 * a segment of data is at most one request long, and is cut at multiples of the request size, so
-  that both ends are page-aligned; a segment of zeroes is at most `LONGEST_ZEROES` long;
+  that both ends are page-aligned; one of zeroes has a longest length of its own;
 * a segment that is not complete after `_STEP_SECONDS` is given out as it is: where the medium is
   slow, the destination would hear nothing of us for minutes, and take us for dead;
 * every cut except a range's end is at a multiple of the block size that the peer wants;
@@ -30,6 +30,7 @@ from .read_ahead_window import ReadAheadWindow
 from .segment import Segment
 
 LONGEST_ZEROES: Final = 256 << 20
+"""Bytes. A server that writes zeroes out must have done so before it is taken for dead."""
 
 _STEP_SEGMENTS: Final = 256
 _STEP_BYTES: Final = 16 << 20
@@ -47,6 +48,7 @@ class Scan:
     @param find_zeroes: distinguish zeroes from data; otherwise everything is data.
     @param probe: look for zeroes in what the disk reports as data, too. Otherwise nothing is read,
         for a disk of which each call is slow; L{split_data} tells what was read apart.
+    @param longest_zeroes: bytes of the longest segment of zeroes; a multiple of C{block}.
     @param seconds: returns the time.
     @param ranges: the start and the end of each range to scan, in order and disjoint, at multiples
         of C{block} (except the disk's end); None for the whole disk.
@@ -61,11 +63,13 @@ class Scan:
         ranges: Sequence[tuple[int, int]] | None = None,
         *,
         probe: bool = True,
+        longest_zeroes: int = LONGEST_ZEROES,
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds = seconds
         self._step_end = 0.0
         self._request = request
+        self._longest_zeroes = longest_zeroes
         self._block = block
         self._find_zeroes = find_zeroes
         self._bytes_examined = 0
@@ -185,7 +189,7 @@ class Scan:
             yield waiting
 
     def _next_cut(self, segment: Segment) -> int:
-        limit = LONGEST_ZEROES if segment.zero else self._request
+        limit = self._longest_zeroes if segment.zero else self._request
         return (segment.offset // limit + 1) * limit
 
 

@@ -43,7 +43,7 @@ from ...nbd import (
     TransmissionFlag,
     describe_errno,
 )
-from ...storage import Scan, Segment, Survey
+from ...storage import LONGEST_ZEROES, Scan, Segment, Survey
 from ...transport import FileRegion
 from .admission import PeerCapabilities
 from .context import AttemptContext
@@ -61,6 +61,8 @@ _LOOK_AHEAD: Final = 64
 # Segments. Each call waits for all processors where it meets pages that are quite new, so that
 # a few large ones cost less.
 _FORGET_AT_ONCE: Final = 32
+# Bytes that a receiver is asked to zero at a time: it can say that it is still at work.
+_RECEIVERS_ZEROES: Final = 2 << 30
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
 _MAY_TAKE_LONG: Final = (Command.FLUSH, Command.WRITE_ZEROES)
 # How many times the reply timeout a FLUSH may take.
@@ -142,6 +144,7 @@ class Copier:
         self._export = peer.export
         self._oldstyle = peer.oldstyle
         self._longest = peer.longest
+        self._longest_zeroes = _RECEIVERS_ZEROES if peer.is_receiver else LONGEST_ZEROES
         self._source_failed = source_failed
         self._window = 1 if peer.oldstyle else _WINDOW_REQUESTS
         wire = ClientTransmission(constant_cookie=peer.oldstyle, first_cookie=cookie)
@@ -338,6 +341,7 @@ class Copier:
                 find_zeroes=self._finds_zeroes,
                 ranges=ranges,
                 probe=self._reader is None,
+                longest_zeroes=self._longest_zeroes,
             )
         sending.scanning = True
         # Without a way to send zeroes as such, everything is sent as data.
