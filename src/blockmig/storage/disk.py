@@ -10,7 +10,7 @@ Rules:
   can first record that it is incomplete; it never grows after that. Which size that is may be left
   open until then;
 * zeroing deallocates space unless told not to, and falls back to writing zeroes, in slices, where
-  the medium cannot do better;
+  the medium cannot do better; what is a hole of a new file is left alone;
 * once a call has reported an error of the medium, every later flush reports it too: the kernel
   reports it once for each descriptor, and the first to ask may not be the one that must know;
 * the caller runs the slow calls in a thread; none is moved there by this module.
@@ -243,6 +243,8 @@ class DescriptorDisk:
 
     def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         """Punch a hole, or zero in place; write zeroes where neither can be done."""
+        if not allocate and self._is_hole(offset, length):
+            return
         try:
             self._fast_zero(offset, length, allocate, fast)
         except OSError as error:
@@ -251,6 +253,18 @@ class DescriptorDisk:
             if fast:
                 raise OSError(errno.EOPNOTSUPP, "zeroes would have to be written") from None
             self._write_zeroes(offset, length)
+
+    def _is_hole(self, offset: int, length: int) -> bool:
+        """Whether nothing was ever written there. Most of what is zeroed in a new file is like
+        that, and to find it out takes one call however long the range is."""
+        # In a file of somebody else's it may be allocated all the same. And a server's answer may
+        # be older than what was written.
+        if not self._new or self._may_hang:
+            return False
+        try:
+            return self._seek(offset, "SEEK_DATA") >= offset + length
+        except OSError:
+            return False
 
     def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
         mode = FALLOC_FL_ZERO_RANGE if allocate else FALLOC_FL_PUNCH_HOLE
