@@ -25,6 +25,7 @@ from twisted.internet.defer import Deferred
 from ..interfaces import IDisk
 from ..nbd import Command, CommandFlag, Errno, Request, ServerTransmission
 from ..runtime import InThread
+from ..storage import is_untouched
 from ..transport import FileRegion
 
 ReplyItems = list[Any]
@@ -142,11 +143,20 @@ class PlainBackend:
         return length if self._is_slow else 0
 
     def change(self, request: Request) -> Deferred[Any] | None:
+        if self._is_done(request):
+            return None
         short = request.length <= SHORT_ZEROES and not request.flags & CommandFlag.FUA
         if short and not self._is_slow:
             self._change(request)
             return None
         return self._in_thread(self._change, request)
+
+    def _is_done(self, request: Request) -> bool:
+        """Whether zeroes are where they are to be: a new file's hole, however long it is."""
+        zeroes = request.command == Command.WRITE_ZEROES
+        if not zeroes or request.flags & (CommandFlag.NO_HOLE | CommandFlag.FUA):
+            return False
+        return is_untouched(self._disk, request.offset, request.length)
 
     def _change(self, request: Request) -> None:
         change(self._disk, request)

@@ -10,7 +10,7 @@ from .deletable import why_names_stay
 from .departed import DepartedDisk
 from .device import BlockDisk
 from .dirty import GRANULARITY, DirtyMap, TouchedMap
-from .disk import PROBE_SIZE, DescriptorDisk, has_descriptor, held_descriptor
+from .disk import PROBE_SIZE, DescriptorDisk, has_descriptor, held_descriptor, is_untouched
 from .errors import DiskChanged, DiskInUse, DiskRefused, NotDurable
 from .file import FileDisk
 from .guarded import guard, path_of
@@ -97,6 +97,7 @@ __all__ = [
     "is_provable",
     "is_remote",
     "is_still_attached",
+    "is_untouched",
     "layers_of",
     "open_disk",
     "open_trusted",

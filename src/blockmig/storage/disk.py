@@ -10,7 +10,7 @@ Rules:
   can first record that it is incomplete; it never grows after that. Which size that is may be left
   open until then;
 * zeroing deallocates space unless told not to, and falls back to writing zeroes, in slices, where
-  the medium cannot do better; what is a hole of a new file is left alone;
+  the medium cannot do better;
 * once a call has reported an error of the medium, every later flush reports it too: the kernel
   reports it once for each descriptor, and the first to ask may not be the one that must know;
 * the caller runs the slow calls in a thread; none is moved there by this module.
@@ -176,6 +176,17 @@ class DescriptorDisk:
         with self._descriptor as number:
             yield number
 
+    def is_untouched(self, offset: int, length: int) -> bool:
+        """Whether nothing was ever written there; False also where that is not known at once."""
+        # In a file that was there before, what is preallocated counts as a hole. And a server's
+        # answer may be older than what was written.
+        if not self._new or self._may_hang:
+            return False
+        try:
+            return self._seek(offset, "SEEK_DATA") >= offset + length
+        except OSError:
+            return False
+
     # IDisk, from here on.
 
     def fileno(self) -> int | None:
@@ -243,8 +254,6 @@ class DescriptorDisk:
 
     def zero(self, offset: int, length: int, allocate: bool, fast: bool = False) -> None:
         """Punch a hole, or zero in place; write zeroes where neither can be done."""
-        if not allocate and self._is_hole(offset, length):
-            return
         try:
             self._fast_zero(offset, length, allocate, fast)
         except OSError as error:
@@ -253,18 +262,6 @@ class DescriptorDisk:
             if fast:
                 raise OSError(errno.EOPNOTSUPP, "zeroes would have to be written") from None
             self._write_zeroes(offset, length)
-
-    def _is_hole(self, offset: int, length: int) -> bool:
-        """Whether nothing was ever written there. Most of what is zeroed in a new file is like
-        that, and to find it out takes one call however long the range is."""
-        # In a file of somebody else's it may be allocated all the same. And a server's answer may
-        # be older than what was written.
-        if not self._new or self._may_hang:
-            return False
-        try:
-            return self._seek(offset, "SEEK_DATA") >= offset + length
-        except OSError:
-            return False
 
     def _fast_zero(self, offset: int, length: int, allocate: bool, fast: bool) -> None:
         mode = FALLOC_FL_ZERO_RANGE if allocate else FALLOC_FL_PUNCH_HOLE
@@ -438,6 +435,15 @@ def has_descriptor(disk: IDisk) -> bool:
     if isinstance(disk, DescriptorDisk):
         return disk.has_descriptor
     return disk.fileno() is not None
+
+
+def is_untouched(disk: IDisk, offset: int, length: int) -> bool:
+    """Whether a range of a disk is a hole because nothing was ever written there.
+
+    Most of what is zeroed in a new file is like that, and to find it out takes one call however
+    long the range is. False also where that is not known at once.
+    """
+    return isinstance(disk, DescriptorDisk) and disk.is_untouched(offset, length)
 
 
 @contextlib.contextmanager

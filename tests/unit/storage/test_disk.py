@@ -21,10 +21,12 @@ from blockmig.storage import (
     deletable,
     has_descriptor,
     held_descriptor,
+    is_untouched,
     record_paths,
 )
 from blockmig.storage import file as file_module
 from blockmig.syscalls import SystemCalls
+from blockmig.testing import MemoryDisk
 from tests.unit.support import DiskCase, RecordedCalls
 
 MIB = 1 << 20
@@ -252,6 +254,48 @@ class ReadWriteTests(DiskCase):
             self.assertRaises(OSError, disk.flush)
 
 
+class UntouchedTests(DiskCase):
+    def setUp(self):
+        """A new file of 4 MiB, of which the second is written."""
+        self.calls = RecordedCalls()
+        self.disk = self.open(self.mktemp(), size=4 * MIB, system=self.calls)
+        self.disk.prepare()
+        self.disk.write(MIB, b"x" * MIB)
+
+    def check(self, expected, *ranges):
+        for offset, length in ranges:
+            found = is_untouched(self.disk, offset, length)
+            self.assertIs(expected, found, (offset, length))
+
+    def test_a_hole_of_a_new_file_is_untouched(self):
+        self.check(True, (0, MIB), (5, 7), (2 * MIB, 2 * MIB), (4 * MIB - 1, 1))
+
+    def test_what_was_written_is_not(self):
+        self.check(False, (0, 4 * MIB), (MIB, 10), (2 * MIB - 1, 10), (0, MIB + 1))
+
+    def test_nor_is_a_hole_of_a_file_that_was_there(self):
+        """What is preallocated counts as a hole."""
+        path = self.make(b"")
+        os.truncate(path, 4 * MIB)
+        self.disk = self.open(path)
+        self.check(False, (0, MIB))
+
+    def test_nor_is_one_on_a_server(self):
+        self.disk._may_hang = True
+        self.check(False, (0, MIB))
+
+    def test_nor_is_one_that_is_not_known(self):
+        self.calls.fail["lseek"] = errno.EINVAL
+        self.check(False, (0, MIB))
+
+    def test_nor_is_what_is_missing_of_a_file_that_has_shrunk(self):
+        os.truncate(self.disk.path, MIB)
+        self.check(False, (2 * MIB, MIB))
+
+    def test_nor_is_anything_of_a_disk_that_is_no_file(self):
+        self.assertFalse(is_untouched(MemoryDisk(5), 0, 5))
+
+
 class ZeroTests(DiskCase):
     def blocks(self, path):
         return os.stat(path).st_blocks * 512
@@ -271,57 +315,6 @@ class ZeroTests(DiskCase):
         self.open(path).zero(MIB, 2 * MIB, True)
         self.assertGreaterEqual(self.blocks(path), before)
         self.assertEqual(b"x" * MIB + bytes(2 * MIB) + b"x" * MIB, self.content(path))
-
-    def new(self, **fail):
-        """A new file of 4 MiB, of which the second is written; and the calls for it."""
-        calls = RecordedCalls(**fail)
-        disk = self.open(self.mktemp(), size=4 * MIB, system=calls)
-        disk.prepare()
-        disk.write(MIB, b"x" * MIB)
-        del calls.made[:]
-        return disk, calls
-
-    def test_a_hole_of_a_new_file_is_left_alone_where_nothing_can_be_punched_too(self):
-        for fail in ({}, {"fallocate": errno.EOPNOTSUPP}):
-            disk, calls = self.new(**fail)
-            for offset, length in ((0, MIB), (5, 7), (2 * MIB, 2 * MIB)):
-                disk.zero(offset, length, False)
-            self.assertEqual({"lseek"}, {call[0] for call in calls.made})
-            self.assertEqual(bytes(MIB) + b"x" * MIB + bytes(2 * MIB), self.content(disk.path))
-
-    def test_what_was_written_to_a_new_file_is_zeroed(self):
-        for offset, length in ((0, 4 * MIB), (MIB, 10), (2 * MIB - 1, 10), (0, MIB + 1)):
-            disk, calls = self.new()
-            disk.zero(offset, length, False)
-            self.assertIn("fallocate", calls.names())
-            expected = bytearray(bytes(MIB) + b"x" * MIB + bytes(2 * MIB))
-            expected[offset : offset + length] = bytes(length)
-            self.assertEqual(expected, self.content(disk.path))
-
-    def test_a_hole_is_allocated_where_that_is_asked_for(self):
-        disk, calls = self.new()
-        disk.zero(2 * MIB, MIB, True)
-        self.assertIn("fallocate", calls.names())
-
-    def test_a_hole_of_a_file_that_was_there_is_punched(self):
-        """What is preallocated counts as a hole."""
-        path = self.make(b"")
-        os.truncate(path, 4 * MIB)
-        calls = RecordedCalls()
-        self.open(path, system=calls).zero(0, MIB, False)
-        self.assertIn("fallocate", calls.names())
-
-    def test_a_new_file_whose_holes_are_unknown_is_zeroed(self):
-        disk, calls = self.new()
-        calls.fail["lseek"] = errno.EINVAL
-        disk.zero(0, MIB, False)
-        self.assertIn("fallocate", calls.names())
-
-    def test_a_new_file_that_has_shrunk_is_not_taken_for_a_hole(self):
-        disk, calls = self.new()
-        os.truncate(disk.path, MIB)
-        disk.zero(2 * MIB, MIB, False)
-        self.assertIn("fallocate", calls.names())
 
     def test_unaligned_ranges_are_zeroed_exactly(self):
         path = self.make()
