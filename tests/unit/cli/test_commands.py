@@ -11,6 +11,7 @@ import subprocess
 import sys
 from importlib import import_module
 
+import twisted.test
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig import cli
@@ -297,7 +298,7 @@ class ImportsTests(SynchronousTestCase):
                 self.assert_none(loaded, *SLOW, *ENDS, "blockmig.migration", "blockmig.control")
 
     def test_without_TLS_nothing_is_imported_that_it_needs(self):
-        """Nor missed, where it is not installed. (Where it is, Twisted imports it for itself.)"""
+        """Nor missed, where it is not installed."""
         missing = "import sys; sys.modules |= dict.fromkeys(('OpenSSL', 'service_identity', "
         missing += "'cryptography'))\n"
         for arguments in (
@@ -306,10 +307,17 @@ class ImportsTests(SynchronousTestCase):
             ["receive", "/nowhere/disk"],
             ["serve", "/nowhere/disk"],
         ):
-            loaded = self.loaded(1, *arguments, prelude=missing)
-            self.assert_none(
-                loaded, "blockmig.transport.certified", "blockmig.transport.certificates"
-            )
+            for prelude in (missing, ""):
+                loaded = self.loaded(1, *arguments, prelude=prelude)
+                ours = ("blockmig.transport.certified", "blockmig.transport.certificates")
+                self.assert_none(loaded, *ours, *(() if prelude else ("OpenSSL", "cryptography")))
+
+    def test_an_endpoint_that_speaks_TLS_by_itself_gets_what_it_needs(self):
+        """Twisted could not parse it otherwise."""
+        key = os.path.join(os.path.dirname(twisted.test.__file__), "server.pem")
+        listen = f"ssl:0:interface=127.0.0.1:privateKey={key}"
+        arguments = ["receive", "/nowhere/disk", "--insecure", "--size", "5", "--listen", listen]
+        self.assertIn("OpenSSL.SSL", self.loaded(1, *arguments))
 
     def test_output_that_nobody_reads_causes_no_traceback(self):
         reader, writer = os.pipe()
