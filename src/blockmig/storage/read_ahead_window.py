@@ -55,7 +55,7 @@ class ReadAheadWindow:
         pieces: deque[Segment] = deque()
         ahead = 0
         for run in _cut(runs):
-            piece = self._asked_for(run)
+            piece = self._asked_for(run) if self._length else run
             pieces.append(piece)
             ahead += _bytes_of_data(piece)
             while pieces and (ahead >= self._length or len(pieces) > _MOST_PIECES):
@@ -67,7 +67,7 @@ class ReadAheadWindow:
         yield from pieces
 
     def _asked_for(self, piece: Segment) -> Segment:
-        if piece.zero or not self._length or self._read_ahead is None:
+        if piece.zero or self._read_ahead is None:
             return piece
         try:
             missing = self._read_ahead(piece.offset, piece.length)
@@ -84,8 +84,8 @@ def _bytes_of_data(piece: Segment) -> int:
 
 def _cut(runs: Iterator[Segment]) -> Iterator[Segment]:
     for run in runs:
-        start = run.offset
-        while not run.zero and (end := (start // PIECE + 1) * PIECE) < run.end:
-            yield run._replace(offset=start, length=end - start)
+        start, last = run.offset, run.end
+        while not run.zero and (end := (start // PIECE + 1) * PIECE) < last:
+            yield Segment(start, end - start, False)
             start = end
-        yield run._replace(offset=start, length=run.end - start)
+        yield run if start == run.offset else Segment(start, last - start, False)
