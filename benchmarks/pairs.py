@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ PATIENCE = 120.0
 OURS = "blockmig"
 NBDCOPY, TUNED, QEMU = "nbdcopy", "nbdcopy, 2 MiB", "qemu-img"
 PEERS = (NBDCOPY, TUNED, QEMU)
-SPLICE, COPY, DD = "bare splice", "bare copy", "dd"
+SPLICE, DD = "bare splice", "dd"
 
 T = TypeVar("T")
 
@@ -59,11 +58,18 @@ class Spent:
     peak: int = 0
 
 
+def receive(place: Place, *options: str, program: str = BLOCKMIG) -> tuple[str, ...]:
+    files = ("--file", str(place.destination), "--size", str(place.size))
+    return (program, "receive", "-q", "--overwrite", *files, "--listen", place.endpoint, *options)
+
+
+def send(place: Place, *options: str, program: str = BLOCKMIG) -> tuple[str, ...]:
+    files = (str(place.source), place.uri)
+    return (program, "send", "-q", "--progress", "none", *options, *files)
+
+
 def blockmig(place: Place, program: str = BLOCKMIG, name: str = OURS) -> Pair:
-    receive = [program, "receive", "-q", "--overwrite", "--file", str(place.destination)]
-    receive += ["--size", str(place.size), "--listen", place.endpoint]
-    send = [program, "send", "-q", "--progress", "none", str(place.source), place.uri]
-    return Pair(name, tuple(receive), tuple(send), new=True)
+    return Pair(name, receive(place, program=program), send(place, program=program), new=True)
 
 
 def peers(place: Place, durable: bool = False) -> list[Pair]:
@@ -85,9 +91,8 @@ def peers(place: Place, durable: bool = False) -> list[Pair]:
 
 def bare(place: Place, how: str = "splice") -> Pair:
     """Two processes that do nothing but move the bytes."""
-    receive = (*BARE, how, place.address, str(place.destination), str(place.size))
-    send = (*BARE, "send", place.address, str(place.source))
-    return Pair(f"bare {how}", receive, send)
+    listening = (*BARE, how, place.address, str(place.destination), str(place.size))
+    return Pair(f"bare {how}", listening, (*BARE, "send", place.address, str(place.source)))
 
 
 def dd(place: Place, durable: bool = False) -> Pair:
@@ -124,7 +129,7 @@ def failed(process: subprocess.Popen[bytes], how: str) -> SystemExit:
     """It did, with what it said."""
     assert process.stderr is not None
     process.kill()
-    return SystemExit(f"{shlex.join(process.args)}: {how}\n{process.stderr.read().decode()}")
+    return SystemExit(f"{process.args}: {how}\n{process.stderr.read().decode()}")
 
 
 def await_listener(place: Place, process: subprocess.Popen[bytes]) -> None:

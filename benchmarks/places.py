@@ -13,6 +13,9 @@ from pathlib import Path
 
 from .settings import MIB
 
+PIECE = 64 << 10
+"""Bytes that are read at a time: the C library gives longer pieces back each time."""
+
 # Written to, not only mapped; then it is free again, and known to the host.
 _TOUCH = """
 import mmap, sys
@@ -47,8 +50,8 @@ class Place:
 
     def forget(self) -> None:
         """What is finished is recorded, and would not be done again; nor is a socket made twice."""
-        for path in (f"{self.source}.MIGRATED", f"{self.destination}.RECEIVED"):
-            Path(path).unlink(missing_ok=True)
+        for record in (f"{self.source}.MIGRATED", f"{self.destination}.RECEIVED"):
+            Path(record).unlink(missing_ok=True)
         for path in (self.source, self.destination):
             unmark(path)
         if self.transport == "unix":
@@ -119,11 +122,9 @@ def differ(source: Path, destination: Path) -> bool:
         if len(ranges) > 1 or os.fstat(one.fileno()).st_size != sum(b - a for a, b in ranges):
             ranges += data_of(other.fileno())
         for start, end in ranges:
-            for offset in range(start, end, MIB):
-                count = min(MIB, end - offset)
-                if os.pread(one.fileno(), count, offset) != os.pread(
-                    other.fileno(), count, offset
-                ):
+            for offset in range(start, end, PIECE):
+                count = min(PIECE, end - offset)
+                if os.pread(one.fileno(), count, offset) != os.pread(other.fileno(), count, offset):
                     return True
     return False
 

@@ -102,6 +102,8 @@ class Table:
     """Comparisons that belong together, and what was there when they were made.
 
     @ivar case: the case's name, by which it can be run by itself.
+    @ivar pictured: whether it is in the picture.
+    @ivar beside: what the peers are called together.
     @ivar facts: the machine, the versions, the commit (L{benchmarks.machine}).
     @ivar spread: whether the least and the most are shown beside each median.
     """
@@ -111,6 +113,8 @@ class Table:
     note: str
     comparisons: list[Comparison]
     spread: bool = False
+    pictured: bool = True
+    beside: str = "best peer"
     facts: dict[str, str] = field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ class Settings:
     @ivar memory: a folder on tmpfs.
     @ivar folder: a folder on a real disk.
     @ivar beside: other blockmigs (paths of programs), to be measured as well.
+    @ivar seconds: for which a server is asked, each time.
     @ivar rows: only what has this in its name; all if it is empty.
     """
 
@@ -30,6 +31,7 @@ class Settings:
     folder: Path = Path("/var/tmp")
     beside: tuple[str, ...] = ()
     rows: str = ""
+    seconds: float = 0.5
 
     def wants(self, name: str) -> bool:
         """Whether that row of a table is to be measured."""

@@ -60,7 +60,7 @@ def markdown(table: Table, heading: str = "###") -> str:
     judged_at_all = any(one.goals or one.remark for one in table.comparisons)
     units = {one.unit for one in table.comparisons}
     lines = [f"{heading} {table.title}", "", f"{table.note} {provenance(table)}".strip(), ""]
-    head = ["", *who, *["÷ best peer"] * compared, *["goal"] * judged_at_all]
+    head = ["", *who, *[f"÷ {table.beside}"] * compared, *["goal"] * judged_at_all]
     lines.append(row(head))
     right = len(who) + compared
     lines.append(row(["---", *["--:"] * right, *["---"] * judged_at_all]))

@@ -1,17 +1,17 @@
-"""From disk to disk over a UNIX socket: the source is not in the page cache, and the copy is durable
-at the end, whoever makes it. dd, one process from file to file, is the limit.
+"""From disk to disk over a UNIX socket: the source is not in the page cache, and the copy is
+durable at the end, whoever makes it. dd, one process from file to file, is the limit.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..pairs import DD, NBDCOPY, OURS, PEERS, TUNED, Pair, dd, in_turn, ours_and_beside, peers
-from ..places import Place, drop, make_hole, make_random, place_in, touch, warm
+from ..places import Place, drop, make_hole, make_random, place_in, warm
 from ..results import Comparison, Goal, Table
 from ..settings import MIB, Settings
 
@@ -21,41 +21,31 @@ GOALS = (
 )
 
 
-def into_the_same(place: Place) -> Callable[[Pair], None]:
-    """A file that is there; its pages, too."""
-    make_random(place.destination, place.size)
-
-    def prepare(pair: Pair) -> None:
-        warm(place.destination)
-
-    return prepare
+def same(place: Place, pair: Pair) -> None:
+    """The destination is a file that is there, with all its pages."""
+    if not place.destination.exists():
+        make_random(place.destination, place.size)
+    warm(place.destination)
 
 
-def into_a_hole(place: Place) -> Callable[[Pair], None]:
-    """A file of that size without data."""
-
-    def prepare(pair: Pair) -> None:
-        make_hole(place.destination, place.size)
-
-    return prepare
+def sparse(place: Place, pair: Pair) -> None:
+    """The destination is a file without data."""
+    make_hole(place.destination, place.size)
 
 
-def into_a_new_one(place: Place) -> Callable[[Pair], None]:
-    """No file, for those that make it; a file without data for the others."""
-
-    def prepare(pair: Pair) -> None:
+def new(place: Place, pair: Pair) -> None:
+    """There is no destination yet, for those that make it; for the others, a file without data."""
+    if pair.new or not pair.receive:
         place.destination.unlink(missing_ok=True)
-        if not pair.new and pair.receive:
-            make_hole(place.destination, place.size)
-
-    return prepare
+    else:
+        make_hole(place.destination, place.size)
 
 
 def measure(
     name: str,
     place: Place,
     settings: Settings,
-    prepare: Callable[[Pair], None],
+    prepare: Callable[[Place, Pair], None],
     *,
     cold: bool = True,
     durable: bool = True,
@@ -63,18 +53,21 @@ def measure(
 ) -> Comparison:
     """All competitors at one thing.
 
+    What a run needs of free memory was used right before, for the same files: it is there (L{touch}
+    takes a second for a GiB, and there are many runs).
+
     @param cold: the source is on its medium only; otherwise in memory, too.
     @param durable: the copy is to be.
     """
 
     def before(pair: Pair) -> None:
-        prepare(pair)
+        warm(place.source)
+        if place.destination.exists():
+            warm(place.destination)
         os.sync()
+        prepare(place, pair)
         if cold:
             drop(place.source)
-        else:
-            warm(place.source)
-        touch(2 * place.size)
 
     every = [*ours_and_beside(place, settings.beside), *peers(place, durable), dd(place, durable)]
     spent = in_turn(every, place, settings.rounds, before)
@@ -84,39 +77,27 @@ def measure(
 
 def run(settings: Settings) -> Iterator[Table]:
     found = []
-    with ExitStack() as stack:
-        on_disk = stack.enter_context(settings.on_disk())
+    with settings.on_disk() as on_disk, settings.in_memory() as memory:
         place = place_in(on_disk, settings.size, "unix")
+        there = replace(place, destination=memory / "copy")
         make_random(place.source, place.size)
-        scenes: dict[str, Callable[[str], Comparison]] = {
-            "cold, into the same file": lambda name: measure(
-                name, place, settings, into_the_same(place)
-            ),
-            "cold, into a sparse file": lambda name: measure(
-                name, place, settings, into_a_hole(place)
-            ),
-            "cold, into a new file": lambda name: measure(
-                name, place, settings, into_a_new_one(place)
-            ),
-            "warm, into the same file": lambda name: measure(
-                name, place, settings, into_the_same(place), cold=False, goals=()
-            ),
-            "cold, into tmpfs, pages there": lambda name: into_memory(name, place, settings),
+        scenes = {
+            "cold, into the same file": partial(measure, prepare=same),
+            "cold, into a sparse file": partial(measure, prepare=sparse),
+            "cold, into a new file": partial(measure, prepare=new),
+            "warm, into the same file": partial(measure, prepare=same, cold=False, goals=()),
         }
         for name, scene in scenes.items():
             if settings.wants(name):
-                found.append(scene(name))
+                found.append(scene(name, place, settings))
+        place.destination.unlink(missing_ok=True)
+        name = "cold, into tmpfs, pages there"
+        if settings.wants(name):
+            found.append(measure(name, there, settings, same, durable=False, goals=()))
     title = f"{settings.size // MIB:,} MiB of random data, disk to disk, durable"
-    note = f"Seconds; {settings.folder}, {file_system(settings.folder)}. Cold: the source is in no "
-    note += "page cache. Free memory is touched before each run."
+    note = f"Seconds; UNIX; {settings.folder} is {file_system(settings.folder)}. Cold: no page of "
+    note += "the source is in the cache. The same file: its pages are."
     yield Table("disk", title, note, found)
-
-
-def into_memory(name: str, place: Place, settings: Settings) -> Comparison:
-    with settings.in_memory() as folder:
-        there = replace(place, destination=Path(folder, "copy"))
-        prepare = into_the_same(there)
-        return measure(name, there, settings, prepare, durable=False, goals=())
 
 
 def file_system(folder: Path) -> str:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from ..pairs import OURS, PEERS, Pair, in_turn
-from ..places import make_hole, make_random, place_in, touch
+from ..places import Place, make_hole, make_random, place_in, touch
 from ..results import Comparison, Table, best_peer
 from ..settings import MIB, Settings
 from .tmpfs import TRANSPORTS, competitors
+
+
+def into_fresh_memory(place: Place, pair: Pair) -> None:
+    if pair.new:
+        place.destination.unlink(missing_ok=True)
+    else:
+        make_hole(place.destination, place.size)
+    touch(place.size + place.size // 8)
 
 
 def run(settings: Settings) -> Iterator[Table]:
@@ -19,14 +28,7 @@ def run(settings: Settings) -> Iterator[Table]:
         with settings.in_memory() as folder:
             place = place_in(folder, settings.size, transport)
             make_random(place.source, place.size)
-
-            def prepare(pair: Pair, place=place) -> None:  # type: ignore[no-untyped-def]
-                if pair.new:
-                    place.destination.unlink(missing_ok=True)
-                else:
-                    make_hole(place.destination, place.size)
-                touch(place.size + place.size // 8)
-
+            prepare = partial(into_fresh_memory, place)
             spent = in_turn(competitors(place, settings), place, settings.rounds, prepare)
         seconds = {who: [one.seconds for one in runs] for who, runs in spent.items()}
         goals = (best_peer(OURS, PEERS, 0.85),)

@@ -21,10 +21,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from blockmig.control import ask
 from latency import BLOCKMIG, wait_for
 from mirroring import Writer, destination
 from throughput import make_source
+
+from blockmig.control import ask
 
 MIB = 1 << 20
 BLOCK = 65536

@@ -32,9 +32,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from blockmig.control import ask
 from latency import BLOCKMIG, wait_for
 from throughput import make_source
+
+from blockmig.control import ask
 
 LOADS = {
     "4 KiB random writes, 1 in flight": ["--rw=randwrite", "--bs=4k", "--iodepth=1"],
