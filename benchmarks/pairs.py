@@ -68,8 +68,20 @@ def send(place: Place, *options: str, program: str = BLOCKMIG) -> tuple[str, ...
     return (program, "send", "-q", "--progress", "none", *options, *files)
 
 
-def blockmig(place: Place, program: str = BLOCKMIG, name: str = OURS) -> Pair:
-    return Pair(name, receive(place, program=program), send(place, program=program), new=True)
+def ours_and_beside(place: Place, beside: Iterable[str], own: tuple[str, ...] = ()) -> list[Pair]:
+    """The blockmig of this environment, and others.
+
+    @param own: options of both commands.
+    """
+    return [
+        Pair(
+            OURS if program == BLOCKMIG else program,
+            receive(place, *own, program=program),
+            send(place, *own, program=program),
+            new=True,
+        )
+        for program in (BLOCKMIG, *beside)
+    ]
 
 
 def peers(place: Place, durable: bool = False) -> list[Pair]:
@@ -102,11 +114,6 @@ def dd(place: Place, durable: bool = False) -> Pair:
     return Pair(DD, (), ("dd", *files, "bs=1M", f"conv={how}", "status=none"))
 
 
-def ours_and_beside(place: Place, beside: Iterable[str]) -> list[Pair]:
-    """The blockmig of this environment, and others."""
-    return [blockmig(place), *(blockmig(place, path, path) for path in beside)]
-
-
 def listens(place: Place) -> bool:
     """Whether somebody listens there; looked up, since connecting would be taken for a client."""
     if place.transport == "unix":
@@ -129,7 +136,7 @@ def failed(process: subprocess.Popen[bytes], how: str) -> SystemExit:
     """It did, with what it said."""
     assert process.stderr is not None
     process.kill()
-    return SystemExit(f"{process.args}: {how}\n{process.stderr.read().decode()}")
+    return SystemExit(f"{process.args!r}: {how}\n{process.stderr.read().decode()}")
 
 
 def await_listener(place: Place, process: subprocess.Popen[bytes]) -> None:
@@ -228,12 +235,12 @@ class Peak:
     """
 
     def __init__(self, process: int) -> None:
-        self._process, self._most = process, 0
+        self._process, self._most = process, peak(process)
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
 
     def _look(self) -> None:
-        while (found := peak(self._process)) or not self._most:
+        while found := peak(self._process):
             self._most = max(self._most, found)
             time.sleep(0.005)
 

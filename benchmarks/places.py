@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -103,11 +104,13 @@ def spoil(path: Path) -> None:
 
 def data_of(file: int) -> Iterator[tuple[int, int]]:
     """Where a file has data, as its file system knows it."""
-    end, size = 0, os.fstat(file).st_size
+    end, size = 0, os.lseek(file, 0, os.SEEK_END)
     while end < size:
         try:
             start = os.lseek(file, end, os.SEEK_DATA)
-        except OSError:  # ENXIO: no more
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a device, which does not know
+                yield end, size
             return
         end = os.lseek(file, start, os.SEEK_HOLE)
         yield start, end
@@ -116,10 +119,11 @@ def data_of(file: int) -> Iterator[tuple[int, int]]:
 def differ(source: Path, destination: Path) -> bool:
     """Whether they do: sizes, all data of the one, and what only the other has."""
     with source.open("rb") as one, destination.open("rb") as other:
-        if os.fstat(one.fileno()).st_size != os.fstat(other.fileno()).st_size:
+        size = os.lseek(one.fileno(), 0, os.SEEK_END)
+        if size != os.lseek(other.fileno(), 0, os.SEEK_END):
             return True
         ranges = list(data_of(one.fileno()))
-        if len(ranges) > 1 or os.fstat(one.fileno()).st_size != sum(b - a for a, b in ranges):
+        if size != sum(end - start for start, end in ranges):
             ranges += data_of(other.fileno())
         for start, end in ranges:
             for offset in range(start, end, PIECE):

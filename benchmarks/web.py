@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .machine import ROOT
 from .results import Comparison, Goal
@@ -92,6 +93,23 @@ def program(module: str, *arguments: str) -> Iterator[int]:
             yield int(process.stdout.readline())
         finally:
             process.kill()
+
+
+def give_pages(reactor: Any, render: Callable[[Any], Any]) -> None:
+    """Be the web server of such a program, and print the port."""
+    from twisted.web.resource import Resource
+    from twisted.web.server import Site
+
+    class Page(Resource):
+        isLeaf = True
+
+        def render_GET(self, request: Any) -> Any:
+            return render(request)
+
+    page: Any = Page
+    # A connection that was needed once, while many waited, is kept until it is needed again.
+    port = reactor.listenTCP(0, Site(page(), timeout=None), interface="127.0.0.1")
+    print(port.getHost().port, flush=True)
 
 
 def percentile(waits: list[float], part: float) -> float:

@@ -47,6 +47,7 @@ def measure(
     settings: Settings,
     prepare: Callable[[Place, Pair], None],
     *,
+    own: tuple[str, ...] = (),
     cold: bool = True,
     durable: bool = True,
     goals: tuple[Goal, ...] = GOALS,
@@ -56,6 +57,7 @@ def measure(
     What a run needs of free memory was used right before, for the same files: it is there (L{touch}
     takes a second for a GiB, and there are many runs).
 
+    @param own: options of our two commands.
     @param cold: the source is on its medium only; otherwise in memory, too.
     @param durable: the copy is to be.
     """
@@ -69,7 +71,8 @@ def measure(
         if cold:
             drop(place.source)
 
-    every = [*ours_and_beside(place, settings.beside), *peers(place, durable), dd(place, durable)]
+    ours = ours_and_beside(place, settings.beside, own)
+    every = [*ours, *peers(place, durable), dd(place, durable)]
     spent = in_turn(every, place, settings.rounds, before)
     seconds = {who: [one.seconds for one in runs] for who, runs in spent.items()}
     return Comparison(name, "s", OURS, seconds, PEERS, goals)

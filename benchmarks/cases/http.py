@@ -8,6 +8,7 @@ Beside that: the same server idle, and idle while two other processes migrate on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -19,13 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..pairs import PATIENCE, await_listener, failed, start
-from ..pairs import receive as receiving
-from ..pairs import send as sending
+from ..pairs import PATIENCE, await_listener, end_at_once, failed, receive, send, start
 from ..places import make_random, place_in
 from ..results import Goal, Table
 from ..settings import MIB, Settings, step
-from ..web import ANSWER, RATE, Client, comparisons, program, wait_for
+from ..web import ANSWER, RATE, Client, comparisons, give_pages, program, wait_for
 
 IDLE, ELSEWHERE = "idle", "elsewhere"
 RECEIVER, SENDER = "`Receiver` inside", "`Sender` inside"
@@ -36,8 +35,7 @@ def serve(folder: str, size: int) -> None:
     from twisted.internet import reactor
     from twisted.internet.defer import Deferred
     from twisted.internet.endpoints import UNIXClientEndpoint, UNIXServerEndpoint
-    from twisted.web.resource import Resource
-    from twisted.web.server import NOT_DONE_YET, Site
+    from twisted.web.server import NOT_DONE_YET
 
     from blockmig import Overrides
     from blockmig.client import Destination
@@ -52,7 +50,7 @@ def serve(folder: str, size: int) -> None:
         request.write(json.dumps([now - summary.seconds, now]).encode())
         request.finish()
 
-    async def receive(request: Any) -> None:
+    async def be_receiver(request: Any) -> None:
         disk = FileDisk(f"{folder}/copy", size=size)
         receiver = Receiver(disk, overrides=Overrides(overwrite=True))
         port = await UNIXServerEndpoint(reactor, path).listen(receiver.factory())
@@ -61,30 +59,25 @@ def serve(folder: str, size: int) -> None:
         disk.close()
         tell(request, summary)
 
-    async def send(request: Any) -> None:
-        Path(f"{folder}/source.MIGRATED").unlink(missing_ok=True)
+    async def be_sender(request: Any) -> None:
         disk = FileDisk(f"{folder}/source", writable=False)
-        endpoint = UNIXClientEndpoint(reactor, f"{folder}/outside")
+        endpoint = UNIXClientEndpoint(reactor, f"{folder}/socket")
         summary = await Sender(disk, Destination(endpoint)).run()
         disk.close()
         tell(request, summary)
 
-    class StatusResource(Resource):
-        isLeaf = True
-
-        def render_GET(self, request: Any) -> Any:
-            begin = {b"/receive": receive, b"/send": send}.get(request.path)
-            if begin is None:
-                return ANSWER
-            Deferred.fromCoroutine(begin(request)).addErrback(fail)
-            return NOT_DONE_YET
+    def render(request: Any) -> Any:
+        begin = {b"/receive": be_receiver, b"/send": be_sender}.get(request.path)
+        if begin is None:
+            return ANSWER
+        Deferred.fromCoroutine(begin(request)).addErrback(fail)
+        return NOT_DONE_YET
 
     def fail(failure: Any) -> None:
-        failure.printTraceback()
+        failure.printTraceback(sys.stderr)
         reactor.stop()
 
-    port = reactor.listenTCP(0, Site(StatusResource()), interface="127.0.0.1")
-    print(port.getHost().port, flush=True)
+    give_pages(reactor, render)
     reactor.run()
 
 
@@ -126,36 +119,39 @@ class Scene:
 
     def elsewhere(self) -> list[float]:
         self.outside.forget()
-        receiver = start(receiving(self.outside))
-        await_listener(self.outside, receiver)
-        sender = start(sending(self.outside))
-        samples = self.client.until(lambda: sender.poll() is not None)
-        settle(sender, receiver)
+        with running(receive(self.outside)) as receiver:
+            await_listener(self.outside, receiver)
+            with running(send(self.outside)) as sender:
+                samples = self.client.until(lambda: sender.poll() is not None)
         return [seconds for _, seconds in samples]
 
     def receiver_inside(self) -> list[float]:
         self.inside.forget()
         outcome = ask(self.port, "/receive")
         wait_for(self.inside.address)
-        sender = start(sending(self.inside))
-        samples = self.client.until(lambda: readable(outcome))
-        settle(sender)
+        with running(send(self.inside)):
+            samples = self.client.until(lambda: readable(outcome))
         return during(samples, outcome)
 
     def sender_inside(self) -> list[float]:
         self.outside.forget()
-        receiver = start(receiving(self.outside))
-        await_listener(self.outside, receiver)
-        outcome = ask(self.port, "/send")
-        samples = self.client.until(lambda: readable(outcome))
-        settle(receiver)
+        with running(receive(self.outside)) as receiver:
+            await_listener(self.outside, receiver)
+            outcome = ask(self.port, "/send")
+            samples = self.client.until(lambda: readable(outcome))
         return during(samples, outcome)
 
 
-def settle(*processes: subprocess.Popen[bytes]) -> None:
-    for process in processes:
+@contextlib.contextmanager
+def running(command: tuple[str, ...]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with status 0 at the end of the block."""
+    process = start(command)
+    try:
+        yield process
         if process.wait(PATIENCE):
             raise failed(process, f"exit status {process.returncode}")
+    finally:
+        end_at_once(process)
 
 
 def during(samples: list[tuple[float, float]], outcome: socket.socket) -> list[float]:

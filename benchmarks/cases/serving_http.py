@@ -12,13 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from ..fio import Load, answered, command
 from ..places import make_random, place_in
 from ..results import Comparison, Table
 from ..settings import MIB, Settings, step
-from ..web import ANSWER, RATE, Client, comparisons, program, wait_for
+from ..web import ANSWER, RATE, Client, comparisons, give_pages, program, wait_for
 from .serving import OURS, running
 
 LOADS = [
@@ -37,23 +36,13 @@ def serve(folder: str) -> None:
     """The program: a web server that gives a disk to clients too."""
     from twisted.internet import reactor
     from twisted.internet.endpoints import UNIXServerEndpoint
-    from twisted.web.resource import Resource
-    from twisted.web.server import Site
 
     from blockmig.server import Server
     from blockmig.storage import FileDisk
 
-    class StatusResource(Resource):
-        isLeaf = True
-
-        def render_GET(self, request: Any) -> bytes:
-            return ANSWER
-
     server = Server(FileDisk(f"{folder}/inside"))
     UNIXServerEndpoint(reactor, f"{folder}/inside.socket").listen(server.factory())
-    # A connection that was needed once, while many waited, is kept until it is needed again.
-    port = reactor.listenTCP(0, Site(StatusResource(), timeout=None), interface="127.0.0.1")
-    print(port.getHost().port, flush=True)
+    give_pages(reactor, lambda request: ANSWER)
     reactor.run()
 
 

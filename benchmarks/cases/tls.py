@@ -50,9 +50,9 @@ def ours(place: Place, pki: Path, program: str, name: str) -> Pair:
 def competitors(place: Place, pki: Path, beside: tuple[str, ...]) -> list[Pair]:
     """All of them, ours first; those of C{beside} are other blockmigs."""
     first = ours(place, pki, BLOCKMIG, OURS)
-    nbdkit = ("nbdkit", "--foreground", f"--ipaddr={HOST}", f"--port={place.address}")
-    nbdkit += ("--tls=require", f"--tls-certificates={pki}", "--tls-verify-peer")
-    nbdkit += ("file", str(place.destination))
+    where = ("--foreground", f"--ipaddr={HOST}", f"--port={place.address}")
+    secured = ("--tls=require", f"--tls-certificates={pki}", "--tls-verify-peer")
+    nbdkit = ("nbdkit", *where, *secured, "file", str(place.destination))
     uri = f"{place.uri.replace('nbd:', 'nbds:')}?tls-certificates={pki}"
     single, four = (
         ("nbdcopy", "--flush", f"--connections={number}", str(place.source), uri)
