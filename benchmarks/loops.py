@@ -50,7 +50,7 @@ def device(image: Path, size: int, *, direct: bool = True) -> Iterator[Path]:
         yield path
     finally:
         do("losetup", "--detach", str(path))
-        image.unlink()
+        image.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -96,10 +96,10 @@ def make_hole(path: Path, size: int) -> None:
 def spoil(path: Path) -> None:
     """Have each MiB of data differ from what it was, without adding any."""
     with path.open("r+b") as file:
-        for start, end in data_of(file.fileno()):
+        number = file.fileno()
+        for start, end in list(data_of(number)):
             for offset in range(start, end, MIB):
-                file.seek(offset)
-                file.write(os.urandom(min(16, end - offset)))
+                os.pwrite(number, os.urandom(min(16, end - offset)), offset)
 
 
 def data_of(file: int) -> Iterator[tuple[int, int]]:
