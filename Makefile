@@ -71,6 +71,7 @@ lint: .venv/test .venv/lint
 # ONLY="disk tmpfs" takes some cases; `python -m benchmarks --help` names them, and has more options.
 bench: .venv/test
 	@scripts/need $(TEST_NEEDS)
+	-@scripts/need mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 clean:

@@ -57,7 +57,7 @@ class Mirror:
 
     def dirty(self) -> int:
         status: dict[str, Any] = ask(self._control, "GET", "/status", timeout=30)["mirror"]
-        if status["state"] not in ("mirroring", "holding"):
+        if status["state"] in ("failed", "broken", "complete"):
             raise SystemExit(f"the mirror is {status['state']}: {status['last_error']}")
         return int(status["dirty"])
 
