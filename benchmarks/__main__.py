@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from subprocess import SubprocessError
 
 from .cases import CASES, case
 from .machine import ROOT, facts
@@ -38,9 +39,28 @@ def run(name: str, settings: Settings, path: Path) -> float:
         table.facts = before | table.facts
         found.append(table)
         print(f"\n{markdown(table)}", flush=True)
+    seconds = time.monotonic() - began
+    for table in found:
+        table.facts["took"] = f"{seconds:.0f} s"
     if found:
         save(path, merged(load(path), found, list(CASES)))
-    return time.monotonic() - began
+    return seconds
+
+
+def run_all(names: list[str], settings: Settings, path: Path) -> list[str]:
+    """Run these cases; those that failed, which keeps none of the others from being run."""
+    failed = []
+    for name in names:
+        try:
+            seconds = run(name, settings, path)
+        except (OSError, SubprocessError, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.code, str):
+                raise  # a signal
+            failed.append(name)
+            print(f"\n{name}: failed: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"\n{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    return failed
 
 
 def main() -> None:
@@ -77,9 +97,8 @@ def main() -> None:
     # Whoever ends this run ends what it has started, too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     print(environment(facts(settings.rounds)), flush=True)
-    for name in options.only or CASES:
-        seconds = run(name, settings, options.json)
-        print(f"\n{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    if failed := run_all(options.only or list(CASES), settings, options.json):
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ grains are dirty, and then let loose: the rate is that at which what is dirty be
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
 import time
@@ -102,7 +103,9 @@ def make_disk(path: Path, count: int, piece: int) -> tuple[list[int], list[int]]
 
 
 def run(settings: Settings) -> Iterator[Table]:
-    count, piece = GRAINS * settings.size // (2048 * MIB), settings.size * 3 // 4
+    piece = settings.size * 3 // 4
+    room = shutil.disk_usage(settings.memory).free * 9 // 20 - piece  # of each of the two disks
+    count = min(GRAINS * settings.size // (2048 * MIB), room // GRANULARITY)
     found: dict[str, list[float]] = {SCATTERED: [], SEQUENTIAL: []}
     with settings.in_memory() as folder:
         source = folder / "source"
