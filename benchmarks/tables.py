@@ -82,7 +82,8 @@ def provenance(table: Table) -> str:
     facts = table.facts
     if not facts:
         return ""
-    text = f"({facts['rounds']} rounds; commit {facts['commit']}; {facts['at']}; load before: "
+    rounds = f"{facts['rounds']} round{'s' * (facts['rounds'] != '1')}"
+    text = f"({rounds}; commit {facts['commit']}; {facts['at']}; load before: "
     return text + f"{facts['load']}.)"
 
 

@@ -110,7 +110,8 @@ def hand_off(folder: str, size: int, load: Writes, rate: int) -> tuple[list[Samp
     serve += ["--listen", f"unix:{folder}/clients"]
     with contextlib.ExitStack() as running:
         for command in (serve, *destination(folder, size, "standby")):
-            process = running.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            quiet = subprocess.DEVNULL
+            process = running.enter_context(subprocess.Popen(command, stdin=quiet, stderr=quiet))
             running.callback(process.kill)
         time.sleep(1.5)  # the standby server must have begun to wait
         wait_for(f"{folder}/clients")

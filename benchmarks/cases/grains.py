@@ -115,7 +115,11 @@ def run(settings: Settings) -> Iterator[Table]:
         serve += [f"unix:{folder}/serve", "--control", f"{folder}/control"]
         receive = [BLOCKMIG, "receive", "-q", "--file", f"{folder}/copy", "--size", str(size)]
         receive += ["--no-space-check", "--listen", f"unix:{folder}/receive"]
-        with subprocess.Popen(serve) as server, subprocess.Popen(receive) as receiver:
+        quiet = subprocess.DEVNULL  # of what goes wrong the control socket tells, too
+        with (
+            subprocess.Popen(serve, stderr=quiet) as server,
+            subprocess.Popen(receive, stderr=quiet) as receiver,
+        ):
             try:
                 wait_for(folder / "serve")
                 wait_for(folder / "receive")

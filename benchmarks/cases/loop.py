@@ -62,5 +62,5 @@ def run(settings: Settings) -> Iterator[Table]:
         if settings.wants(name) and not missing():
             found.append(between_devices(name, folder, few))
     title = f"{few.size // MIB:,} MiB of random data on loop devices, durable"
-    note = f"Seconds; UNIX; the source is cold. {few.rounds} rounds."
+    note = "Seconds; UNIX; the source is cold."
     yield Table("loop", title, note, found, facts={"rounds": str(few.rounds)})

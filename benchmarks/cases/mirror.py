@@ -147,9 +147,12 @@ def hand_off(folder: str, size: int, rate: int, span: int, new_server: str) -> d
     serve = [BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
     serve += ["--listen", f"unix:{folder}/source.socket"]
     with contextlib.ExitStack() as running:
-        source = running.enter_context(subprocess.Popen(serve, stdin=subprocess.DEVNULL))
+        quiet = subprocess.DEVNULL
+        source = running.enter_context(subprocess.Popen(serve, stdin=quiet, stderr=quiet))
         there = [
-            running.enter_context(subprocess.Popen(command, cwd=ROOT, start_new_session=True))
+            running.enter_context(
+                subprocess.Popen(command, cwd=ROOT, stderr=quiet, start_new_session=True)
+            )
             for command in destination(folder, size, new_server)
         ]
         try:
@@ -233,7 +236,11 @@ def shares(folder: str, settings: Settings, size: int) -> Iterator[Comparison]:
     serve += ["--listen", f"unix:{folder}/source.socket"]
     receive = destination(folder, size, "standby")[1]
     wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "max_pause": 0.0001}
-    with subprocess.Popen(serve) as source, subprocess.Popen(receive) as receiver:
+    quiet = subprocess.DEVNULL  # of what goes wrong the control socket tells, too
+    with (
+        subprocess.Popen(serve, stderr=quiet) as source,
+        subprocess.Popen(receive, stderr=quiet) as receiver,
+    ):
         try:
             wait_for(f"{folder}/source.socket")
             wait_for(f"{folder}/receive")
@@ -289,7 +296,7 @@ def run(settings: Settings) -> Iterator[Table]:
         yield Table("mirror", "A hand-off under a client", note, found, spread=True)
         make_random(folder / "source", large)
         note = f"Requests a second that a client keeps while {large // MIB:,} MiB are mirrored "
-        note += f"(UNIX, tmpfs), {SECONDS:g} s of fio each. {rounds} rounds."
+        note += f"(UNIX, tmpfs), {SECONDS:g} s of fio each."
         yield Table(
             "mirror",
             "A client's share beside a mirror",

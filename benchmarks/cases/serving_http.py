@@ -98,7 +98,7 @@ def run(settings: Settings) -> Iterator[Table]:
         rows += comparisons(found[load], INSIDE, name=f"{load}: ")[:2]
     note = f"Milliseconds until a page came, of {RATE:g} questions a second, while fio works on "
     note += f"{size // MIB:,} MiB that are served in the process of the web server (UNIX, tmpfs), "
-    note += f"or in another one. {rounds} rounds."
+    note += "or in another one."
     title = "A web server beside a served disk"
     yield Table("serving-http", title, note, rows, facts={"rounds": str(rounds)})
 

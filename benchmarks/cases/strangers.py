@@ -258,7 +258,7 @@ def run(settings: Settings) -> Iterator[Table]:
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     (table,) = from_json(json.loads(done.stdout))
     note = f"Seconds of the sender for {size // MIB:,} MiB (TCP, tmpfs) while strangers are at its "
-    note += f"receiver, and while they are at a listener of Twisted's beside it. {rounds} rounds."
+    note += "receiver, and while they are at a listener of Twisted's beside it."
     table.note, table.facts = note, {"rounds": str(rounds)}
     yield table
 
