@@ -21,7 +21,8 @@ def section(tables: list[Table], picture: str) -> str:
     for table in tables:
         if table.case != case:
             case = table.case
-            parts.append(f"`make bench ONLY={case}`: {CASES[case]}.")
+            took = f", {table.facts['took']}" if "took" in table.facts else ""
+            parts.append(f"`make bench ONLY={case}`{took}: {CASES[case]}.")
         parts.append(markdown(table))
     return "\n\n".join(parts)
 

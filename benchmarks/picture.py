@@ -157,7 +157,8 @@ def svg(tables: list[Table]) -> str:
     )
     style = STYLE + "\n".join(light) + "\nline { stroke-width: 1 }\n"
     style += "@media (prefers-color-scheme: dark) {\n" + "\n".join(dark) + "\n}\n"
-    title = "Cost beside the best peer: median and spread; left is better; dashed: the goal"
+    title = "Cost beside the best peer (or the goal, where that is a number): median and spread; "
+    title += "left is better; dashed: the goal"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + 10:.0f}" '

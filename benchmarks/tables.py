@@ -48,9 +48,9 @@ def goals(comparison: Comparison) -> str:
 
 
 def competitors(table: Table) -> list[str]:
-    """All that appear, in the order in which they do."""
-    found = {who: None for one in table.comparisons for who in one.samples}
-    return list(found)
+    """All that appear, in the order in which they do, ours first."""
+    found = {one.ours: None for one in table.comparisons}
+    return list(found | {who: None for one in table.comparisons for who in one.samples})
 
 
 def markdown(table: Table, heading: str = "###") -> str:

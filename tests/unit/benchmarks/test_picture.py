@@ -95,6 +95,11 @@ class TableTests(SynchronousTestCase):
         row = "| a | **0.500** | 1.00 | 2.00 | 0.50 | ≤ 0.70 × best peer, met |"
         self.assertIn(row, text.splitlines())
 
+    def test_ours_is_the_first_column(self):
+        one = comparison("a", 0.5)
+        one.samples = dict(reversed(one.samples.items()))
+        self.assertIn("| | blockmig | qemu & co | nbd<copy> |", markdown(table(one)))
+
     def test_a_goal_beside_somebody_else_comes_with_its_ratio(self):
         one = comparison("a", 0.5)
         one.goals = (Goal("≤ 0.20 × q", "blockmig", (PEERS[1],), 0.2),)
@@ -125,3 +130,8 @@ class DocumentTests(SynchronousTestCase):
         text = section([table(comparison("a", 1))], "it.svg")
         self.assertIn("](it.svg)", text)
         self.assertIn("`make bench ONLY=tmpfs`", text)
+
+    def test_and_how_long_that_takes(self):
+        one = table(comparison("a", 1))
+        one.facts = {**FACTS, "took": "7 s"}
+        self.assertIn("`make bench ONLY=tmpfs`, 7 s: ", section([one], "it.svg"))
