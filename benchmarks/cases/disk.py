@@ -66,8 +66,8 @@ def measure(
         warm(place.source)
         if place.destination.exists():
             warm(place.destination)
-        os.sync()
         prepare(place, pair)
+        os.sync()
         if cold:
             drop(place.source)
 
