@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help="all")
     parser.add_argument("--rows", default="", help="only rows with this in their names")
     parser.add_argument("--rounds", type=int, default=5, help="after one to warm up (5)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a server's turn (0.5)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of a server's turn (0.3)")
     parser.add_argument("--size", type=int, default=2048, help="MiB of bulk data (2048)")
     parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="/dev/shm")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="/var/tmp")

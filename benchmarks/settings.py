@@ -31,7 +31,7 @@ class Settings:
     folder: Path = Path("/var/tmp")
     beside: tuple[str, ...] = ()
     rows: str = ""
-    seconds: float = 0.5
+    seconds: float = 0.3
 
     def wants(self, name: str) -> bool:
         """Whether that row of a table is to be measured."""

@@ -151,7 +151,7 @@ def watch(control: str) -> tuple[list[Sample], float, float]:
 def run(settings: Settings) -> Iterator[Table]:
     size = settings.size // 4
     rows = []
-    times = 1 + settings.rounds // 5
+    times = 1 + settings.rounds // 10
     for name, load in LOADS.items():
         if not settings.wants(name):
             continue

@@ -3,7 +3,7 @@ piece.
 
 A grain is what one bit of the map of dirty parts stands for: a client's write of 4 KiB into it
 makes it dirty, and the whole of it is sent. The mirror of an idle disk is slowed down until all
-grains are dirty, and then let loose: the rate is that at which what is dirty becomes less.
+grains are dirty, and then let loose: the rate is that at which what is left becomes less.
 """
 
 from __future__ import annotations
@@ -56,23 +56,24 @@ class Mirror:
         wanted = {"uri": f"nbd+unix:///?socket={folder}/receive", "max_pause": 0.0001}
         ask(self._control, "POST", "/mirror", wanted, timeout=30)
 
-    def dirty(self) -> int:
+    def left(self) -> int:
+        """Bytes that are dirty, or taken to be sent."""
         status: dict[str, Any] = ask(self._control, "GET", "/status", timeout=30)["mirror"]
         if status["state"] in ("failed", "broken", "complete"):
             raise SystemExit(f"the mirror is {status['state']}: {status['last_error']}")
-        return int(status["dirty"])
+        return int(status["left"])
 
     def limit(self, rate: int | None) -> None:
         ask(self._control, "POST", "/rate", {"max_rate": rate}, timeout=30)
 
     def until(self, most: int) -> list[tuple[float, int]]:
-        """Until no more than that is dirty: what was, and when."""
-        found = [(time.monotonic(), self.dirty())]
+        """Until no more than that is left: what was, and when."""
+        found = [(time.monotonic(), self.left())]
         while found[-1][1] > most:
             if found[-1][0] > found[0][0] + PATIENCE:
                 raise SystemExit("the mirror does not get on")
             time.sleep(0.01)
-            found.append((time.monotonic(), self.dirty()))
+            found.append((time.monotonic(), self.left()))
         return found
 
 
@@ -82,7 +83,7 @@ def rate(mirror: Mirror, client: Client, offsets: list[int]) -> float:
     mirror.limit(SLOW)
     client.write_all(offsets)
     time.sleep(0.2)  # nobody uses the disk any more
-    whole = mirror.dirty()
+    whole = mirror.left()
     mirror.limit(None)
     found = [one for one in mirror.until(whole // 10) if one[1] <= 0.9 * whole]
     (began, most), (ended, least) = found[0], found[-1]

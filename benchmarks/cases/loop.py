@@ -47,7 +47,7 @@ def without_records(state: Path, place: Place, pair: Pair) -> None:
 
 
 def run(settings: Settings) -> Iterator[Table]:
-    few = replace(settings, rounds=min(settings.rounds, 3), size=settings.size // 2)
+    few = replace(settings, rounds=min(settings.rounds, 3), size=settings.size // 4)
     found = []
     with settings.on_disk() as folder:
         for kind in KINDS:

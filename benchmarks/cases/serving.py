@@ -29,7 +29,7 @@ from .tmpfs import TRANSPORTS
 
 OURS = "blockmig"
 PEERS = ("nbdkit", "qemu-nbd", "nbd-server")
-WARM_UP = 0.2
+WARM_UP = 0.1
 TICKS = os.sysconf("SC_CLK_TCK")
 
 LOADS = [
