@@ -71,4 +71,5 @@ def main(how: str, address: str, path: str, size: str = "") -> None:
     (copy if how == "copy" else splice)(peer, file)
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,8 +1,8 @@
 """Storms of strangers at a receiver, and clients that are stuck in every phase: nobody is hurt.
 
-How long a migration takes beside them is measured by C{benchmarks/storms.py}; here it is counted
-what came, and looked at what came of it: the migration is complete with the right content, no
-attempt that had begun to write was ended, the strangers were all accepted and those of them that
+How long a migration takes beside them is measured by C{benchmarks/cases/strangers.py}; here it is
+counted what came, and looked at what came of it: the migration is complete with the right content,
+no attempt that had begun to write was ended, the strangers were all accepted and those of them that
 had to go are gone, and the receiver needs no more memory than it does for as many connections as it
 keeps.
 """

@@ -10,27 +10,31 @@ Everything happens in a network namespace of its own, so it needs root, and unsh
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
+import json
 import os
 import select
 import socket
-import statistics
 import struct
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-BLOCKMIG = str(Path(sys.executable).with_name("blockmig"))
-MIB = 1 << 20
+from ..machine import ROOT
+from ..pairs import BLOCKMIG, PATIENCE, Peak, listens
+from ..places import Place, make_random
+from ..results import Comparison, Table, from_json, to_json
+from ..settings import MIB, Settings, step
+from ..web import role
+
+MODULE = "benchmarks.cases.strangers"
+OURS, DUMMY, PEAK = "at the receiver", "at a dummy", "receiver's peak, MiB"
 PORT, DUMMY_PORT = 10809, 10810
-PATIENCE = 120.0
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: no TIME_WAIT, so that ports do not run out
 
 FLAGS = struct.pack("!I", 3)
@@ -162,9 +166,11 @@ def dummy(port: int) -> None:
     class Listener(Protocol):
         def connectionMade(self) -> None:
             if len(connections) >= 128:
-                next(iter(connections)).transport.abortConnection()
+                oldest: Any = next(iter(connections)).transport
+                oldest.abortConnection()
             connections[self] = None
-            self.transport.write(greeting)
+            transport: Any = self.transport
+            transport.write(greeting)
 
         def dataReceived(self, data: bytes) -> None:
             """Nothing is done with it."""
@@ -172,7 +178,8 @@ def dummy(port: int) -> None:
         def connectionLost(self, reason: object = connectionDone) -> None:
             connections.pop(self, None)
 
-    reactor.listenTCP(port, Factory.forProtocol(Listener), interface="127.0.0.1")
+    factory: Any = Factory.forProtocol(Listener)
+    reactor.listenTCP(port, factory, interface="127.0.0.1")
     print("ready", flush=True)
     reactor.run()
 
@@ -183,8 +190,7 @@ def dummy(port: int) -> None:
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[None]:
     """This program in another role, until the end of the context."""
-    command = [sys.executable, __file__, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = subprocess.Popen(role(MODULE, *arguments), cwd=ROOT, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
@@ -195,50 +201,22 @@ def running(*arguments: str) -> Iterator[None]:
         process.wait()
 
 
-def peak_of(process: subprocess.Popen[bytes]) -> Callable[[], int]:
-    """Looks at a process's VmHWM until it ends; returns a function that says it, in KiB."""
-    highest = 0
-
-    def look() -> None:
-        nonlocal highest
-        with contextlib.suppress(OSError):
-            while process.poll() is None:
-                text = Path(f"/proc/{process.pid}/status").read_text()
-                for line in text.splitlines():
-                    if line.startswith("VmHWM:"):
-                        highest = max(highest, int(line.split()[1]))
-                time.sleep(0.02)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-
-    def result() -> int:
-        thread.join()
-        return highest
-
-    return result
-
-
-def listens(port: int) -> bool:
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return any(f[1].endswith(f":{port:04X}") and f[3] == "0A" for f in map(str.split, lines))
-
-
 def migrate(folder: Path, size: int, name: str, port: int) -> tuple[float, int]:
     """One migration beside a storm on C{port}: its seconds, and the receiver's peak in KiB."""
-    copy, again = folder / "copy", ["-q", "--overwrite", "--id", uuid.uuid4().hex]
+    disk, copy = folder / "disk", folder / "copy"
+    again = ["-q", "--overwrite", "--id", uuid.uuid4().hex]
     command = [BLOCKMIG, "receive", str(copy), *again]
     receiver = subprocess.Popen([*command, "--listen", str(PORT)], stderr=subprocess.DEVNULL)
     try:
-        highest = peak_of(receiver)
+        highest = Peak(receiver.pid)
         end = time.monotonic() + PATIENCE
-        while not listens(PORT):
+        while not listens(Place(disk, copy, size, "tcp", str(PORT))):
             if receiver.poll() is not None or time.monotonic() > end:
                 raise SystemExit("the receiver does not listen")
             time.sleep(0.01)
-        with running("--storm", name, "--port", str(port)):
+        with running("storm", name, str(port)):
             began = time.monotonic()
-            sender = [BLOCKMIG, "send", str(folder / "disk"), f"nbd://127.0.0.1:{PORT}"]
+            sender = [BLOCKMIG, "send", str(disk), f"nbd://127.0.0.1:{PORT}"]
             # One that is closed for a stranger in its handshake comes again.
             sender += ["--progress", "none", "--retry", *again]
             subprocess.run(sender, check=True)  # a time limit would be looked at every 50 ms
@@ -247,58 +225,58 @@ def migrate(folder: Path, size: int, name: str, port: int) -> tuple[float, int]:
             raise SystemExit("the receiver failed")
     finally:
         receiver.kill()
-    return seconds, highest()
+    return seconds, highest.result()
 
 
-def measure(names: list[str], rounds: int, size: int, folder: Path) -> None:
+def measure(size: int, rounds: int, folder: Path, wanted: str) -> Iterator[Comparison]:
     disk, copy = folder / "disk", folder / "copy"
-    with disk.open("wb") as file, copy.open("wb") as other:
-        for _ in range(size // MIB):
-            file.write(os.urandom(MIB))
-            other.write(bytes(MIB))  # its pages are there already, for every run
-    print(f"{size // MIB} MiB, medians of {rounds}; seconds of the sender\n")
-    print("| strangers | at a dummy | at the receiver | ratio | receiver's peak, MiB |")
-    print("| --- | --: | --: | --: | --: |", flush=True)
-    for name in names:
-        seconds: dict[int, list[float]] = {DUMMY_PORT: [], PORT: []}
-        peaks = []
+    for path in (disk, copy):  # the copy's pages are there already, for every run
+        make_random(path, size)
+    for name in STORMS:
+        if wanted not in name:
+            continue
+        found: dict[str, list[float]] = {OURS: [], DUMMY: [], PEAK: []}
         for _ in range(rounds):
-            with running("--dummy", "--port", str(DUMMY_PORT)):
-                seconds[DUMMY_PORT].append(migrate(folder, size, name, DUMMY_PORT)[0])
-            took, peak = migrate(folder, size, name, PORT)
-            seconds[PORT].append(took)
-            peaks.append(peak)
-        beside, at = statistics.median(seconds[DUMMY_PORT]), statistics.median(seconds[PORT])
-        highest = max(peaks) / 1024
-        print(
-            f"| {name} | {beside:.2f} | {at:.2f} | {at / beside:.2f} | {highest:.0f} |", flush=True
-        )
+            with running("dummy", str(DUMMY_PORT)):
+                found[DUMMY].append(migrate(folder, size, name, DUMMY_PORT)[0])
+            took, highest = migrate(folder, size, name, PORT)
+            found[OURS].append(took)
+            found[PEAK].append(highest / 1024)
+            step()
+        yield Comparison(name, "s", OURS, found, (DUMMY,))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=1024, help="of the disk, in MiB")
-    parser.add_argument("--folder", default="/dev/shm", help="where the disks are made")
-    parser.add_argument("--only", default="", help="storms whose name has this in it")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--storm", help=argparse.SUPPRESS)
-    parser.add_argument("--dummy", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.storm:
-        storm(options.storm, options.port)
-    elif options.dummy:
-        dummy(options.port)
-    elif not options.inside:
-        again = [sys.executable, __file__, "--inside", *sys.argv[1:]]
-        os.execvp("unshare", ["unshare", "--net", "--", *again])
+def run(settings: Settings) -> Iterator[Table]:
+    """In a network namespace of its own."""
+    size, rounds = settings.size // 2, min(settings.rounds, 3)
+    if os.geteuid():
+        print("strangers: skipped, since it needs root, for a network of its own", file=sys.stderr)
+        return
+    with settings.in_memory() as folder:
+        arguments = ("measure", str(size), str(rounds), str(folder), settings.rows)
+        command = ["unshare", "--net", "--", *role(MODULE, *arguments)]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    (table,) = from_json(json.loads(done.stdout))
+    note = f"Seconds of the sender for {size // MIB:,} MiB (TCP, tmpfs) while strangers are at its "
+    note += "receiver, and while they are at a listener of Twisted's beside it."
+    table.note, table.facts = note, {"rounds": str(rounds)}
+    yield table
+
+
+def main(kind: str, *arguments: str) -> None:
+    """One of the other processes."""
+    if kind == "storm":
+        storm(arguments[0], int(arguments[1]))
+    elif kind == "dummy":
+        dummy(int(arguments[0]))
     else:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        names = [name for name in STORMS if options.only in name]
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            measure(names, options.rounds, options.size * MIB, Path(folder))
+        size, rounds, folder, wanted = arguments
+        rows = list(measure(int(size), int(rounds), Path(folder), wanted))
+        title = "A migration beside strangers"
+        table = Table("strangers", title, "", rows, pictured=False, beside="at a dummy")
+        print(json.dumps(to_json([table])))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -8,31 +8,35 @@ clients were held. A factor of 1 is right, 2 means twice as long as forecast, 0.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from blockmig.control import ask
-from latency import BLOCKMIG, wait_for
-from mirroring import Writer, destination
-from throughput import make_source
 
-MIB = 1 << 20
+from ..pairs import BLOCKMIG
+from ..places import make_random
+from ..results import Comparison, Table
+from ..settings import MIB, Settings, step
+from ..web import wait_for
+from .mirror import Writer, destination
+
 BLOCK = 65536
 """Bytes of a write: what it touches is sent again as a whole."""
 FIRST = 5.0
+RATE = 40 * MIB
+"""Bytes a second of the mirror."""
 
 
-class Load(NamedTuple):
+class Writes(NamedTuple):
     """What a client does meanwhile.
 
     @ivar rate: bytes a second that it writes.
@@ -48,13 +52,13 @@ class Load(NamedTuple):
 
 
 LOADS = {
-    "idle": Load(),
-    "1 MB/s, random": Load(MIB),
-    "4 MB/s, random": Load(4 * MIB),
-    "12 MB/s, random": Load(12 * MIB),
-    "12 MB/s in 8 MiB": Load(12 * MIB, span=8 * MIB),
-    "12 MB/s, sequential": Load(12 * MIB, sequential=True),
-    "4 MB/s, sparse": Load(4 * MIB, data=0.7),
+    "idle": Writes(),
+    "1 MB/s, random": Writes(MIB),
+    "4 MB/s, random": Writes(4 * MIB),
+    "12 MB/s, random": Writes(12 * MIB),
+    "12 MB/s in 8 MiB": Writes(12 * MIB, span=8 * MIB),
+    "12 MB/s, sequential": Writes(12 * MIB, sequential=True),
+    "4 MB/s, sparse": Writes(4 * MIB, data=0.7),
 }
 
 
@@ -69,7 +73,7 @@ class Sample(NamedTuple):
 class Client(Writer):
     """Writes as much as its load says, each block when it is due."""
 
-    def __init__(self, path: str, size: int, load: Load) -> None:
+    def __init__(self, path: str, size: int, load: Writes) -> None:
         super().__init__(path, size, load.span or size)
         self._load, self._blocks, self._written = load, (load.span or size) // BLOCK, 0
         self._began = time.monotonic()
@@ -92,21 +96,22 @@ class Client(Writer):
 
 
 def make_disk(path: Path, size: int, data: float) -> None:
-    make_source(path, int(size * data))
+    make_random(path, int(size * data))
     os.truncate(path, size)
 
 
-def hand_off(folder: str, size: int, load: Load, rate: int) -> tuple[list[Sample], float, float]:
+def hand_off(folder: str, size: int, load: Writes, rate: int) -> tuple[list[Sample], float, float]:
     """One migration: what was forecast; when it ended; for how long clients were held."""
     for name in os.listdir(folder):
         Path(folder, name).unlink(missing_ok=True)
     make_disk(Path(folder, "source"), size, load.data)
     control = f"{folder}/control"
-    serve = [*BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
+    serve = [BLOCKMIG, "serve", "-q", "--file", f"{folder}/source", "--control", control]
     serve += ["--listen", f"unix:{folder}/clients"]
     with contextlib.ExitStack() as running:
         for command in (serve, *destination(folder, size, "standby")):
-            process = running.enter_context(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+            quiet = subprocess.DEVNULL
+            process = running.enter_context(subprocess.Popen(command, stdin=quiet, stderr=quiet))
             running.callback(process.kill)
         time.sleep(1.5)  # the standby server must have begun to wait
         wait_for(f"{folder}/clients")
@@ -129,7 +134,8 @@ def write_on(client: Client) -> None:
 
 def watch(control: str) -> tuple[list[Sample], float, float]:
     """Look at the forecasts until the disk is handed over."""
-    began, samples = time.monotonic(), []
+    began = time.monotonic()
+    samples: list[Sample] = []
     over = threading.Thread(target=ask, args=(control, "POST", "/mirror/wait", {}, 300))
     over.start()
     while over.is_alive():
@@ -142,30 +148,25 @@ def watch(control: str) -> tuple[list[Sample], float, float]:
     return samples, ended, ask(control, "GET", "/status", timeout=5)["mirror"]["pause"]
 
 
-def factor(happened: float, forecast: float | None) -> str:
-    return "none" if not forecast else f"{happened / forecast:.2f}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hand-offs", type=int, default=3, help="of each load (3)")
-    parser.add_argument("--size", type=int, default=512, help="MiB of the disk (512)")
-    parser.add_argument("--rate", type=int, default=40, help="MiB/s of the mirror (40)")
-    options = parser.parse_args()
-    print("| load | seconds | end, at 5 s | end, later | held, ms | pause, at 5 s | pause, later |")
-    print("| --- " * 7 + "|")
+def run(settings: Settings) -> Iterator[Table]:
+    size = settings.size // 4
+    rows = []
+    times = 1 + settings.rounds // 10
     for name, load in LOADS.items():
-        for _ in range(options.hand_offs):
-            with tempfile.TemporaryDirectory() as folder:
-                samples, end, pause = hand_off(folder, options.size * MIB, load, options.rate * MIB)
-            ends = [factor(end - one.at, one.end) for one in samples]
-            held = [factor(pause, one.pause) for one in samples]
-            print(
-                f"| {name} | {end:.1f} | {(ends or ['over'])[0]} | {' '.join(ends[1:])} "
-                f"| {1000 * pause:.0f} | {(held or ['over'])[0]} | {' '.join(held[1:])} |",
-                flush=True,
-            )
-
-
-if __name__ == "__main__":
-    main()
+        if not settings.wants(name):
+            continue
+        found: dict[str, list[float]] = {"end": [], "pause": [], "clients held, ms": []}
+        for _ in range(times):
+            with settings.in_memory() as folder:
+                samples, end, pause = hand_off(str(folder), size, load, RATE)
+            found["clients held, ms"].append(1000 * pause)
+            for one in samples[:1]:
+                found["end"] += [(end - one.at) / one.end] if one.end else []
+                found["pause"] += [pause / one.pause] if one.pause else []
+            step()
+        rows.append(Comparison(name, "×", "end", found))
+    note = "By how much what happened is longer than what `status` forecast after five seconds: "
+    note += f"until the end, and for how long clients are held. {size // MIB} MiB at "
+    note += f"{RATE // MIB} MiB/s, writes of 64 KiB. Least and most in brackets."
+    title = "What a mirror forecasts"
+    yield Table("forecasts", title, note, rows, spread=True, facts={"rounds": str(times)})
