@@ -238,6 +238,56 @@ class OptionsTests(SynchronousTestCase):
             self.assertIn(words, str(error))
 
 
+ENDS_PROGRAM = """
+import atexit, sys
+from blockmig.cli.main import main
+
+class Kept:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+main.kept = Kept()
+atexit.register(lambda: print("atexit"))
+main(*eval(sys.argv.pop(1)))
+"""
+
+
+class EndTests(SynchronousTestCase):
+    """How a process ends, with what Python does at its end."""
+
+    def ended(self, given, *arguments):
+        """The status, and the lines of output, of a command whose output is buffered."""
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        ended = subprocess.run(
+            [sys.executable, "-c", ENDS_PROGRAM, given, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        return ended.returncode, ended.stdout.splitlines()[-2:]
+
+    def test_a_process_of_its_own_ends_without_taking_apart_what_was_imported(self):
+        inspect = ("inspect", "/nowhere/disk")
+        status, output = self.ended("[]", *inspect)
+        self.assertEqual((5, "atexit"), (status, output[-1]))
+
+    def test_whoever_passes_arguments_goes_on(self):
+        status, output = self.ended("[['inspect', '/nowhere/disk']]")
+        self.assertEqual((5, ["atexit", "taken apart"]), (status, output))
+
+    def test_output_that_nobody_reads_any_more_does_not_change_how_a_process_ends(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        ended = subprocess.run(
+            [sys.executable, "-c", ENDS_PROGRAM, "[]", "inspect", "/nowhere/disk"],
+            stdout=writer,
+            stderr=-1,
+        )
+        os.close(writer)
+        self.assertEqual((5, b""), (ended.returncode, ended.stderr))
+
+
 PROGRAM = """
 import atexit, sys
 from blockmig.cli.main import main
@@ -285,7 +335,10 @@ class ImportsTests(SynchronousTestCase):
             loaded = self.loaded(status, *arguments)
             self.assert_own(loaded)
             self.assert_none(loaded, *SLOW)
-            ours = {name for name in loaded if name.startswith("blockmig.")} - {"blockmig.units", "blockmig.lazy"}
+            ours = {name for name in loaded if name.startswith("blockmig.")} - {
+                "blockmig.units",
+                "blockmig.lazy",
+            }
             self.assertEqual(set(), {one for one in ours if not one.startswith("blockmig.cli")})
 
     def test_help_and_bad_usage_of_a_command_import_only_its_module(self):
