@@ -299,6 +299,47 @@ SLOW = ("twisted", "zope.interface", "asyncio", "http", "ssl")
 # (zope itself is a namespace, which old versions of zope.interface make at every start of Python.)
 ENDS = ("blockmig.client", "blockmig.server", "blockmig.transport")
 
+NEITHER = (
+    "decimal",
+    "textwrap",
+    "twisted.application",
+    "twisted.plugins",
+    "twisted.web",
+    "blockmig.control.server",
+    "blockmig.control.web",
+    "blockmig.storage.departed",
+    "blockmig.storage.dirty",
+    "blockmig.transport.secure",
+)
+"""What neither a sender nor a receiver has a use for at its start."""
+
+SENDER_NOT = (
+    "bitarray",
+    "blockmig.control",
+    "blockmig.migration.destination",
+    "blockmig.server",
+    "blockmig.storage.coverage",
+    "blockmig.transport.incoming",
+    "blockmig.transport.tls",
+)
+RECEIVER_NOT = (
+    "blockmig.client",
+    "blockmig.migration.source",
+    "blockmig.server.ending",
+    "blockmig.server.exports",
+    "blockmig.server.relay",
+    "blockmig.server.relayed",
+    "blockmig.server.search",
+    "blockmig.server.served_export",
+    "blockmig.server.serving",
+    "blockmig.server.upstream",
+)
+MOST_OWN = {"send": 112, "receive": 145}
+"""Modules of blockmig. Each takes about half a millisecond."""
+
+MOST_OTHERS = 35
+"""Those of others beside what the reactor alone imports."""
+
 
 class ImportsTests(SynchronousTestCase):
     """No command pays for imports that it does not need."""
@@ -455,3 +496,20 @@ class ImportsTests(SynchronousTestCase):
             ends = {"send": "destination", "check": "destination", "receive": "source"}
             other = ends[arguments[0]]
             self.assert_none(loaded, f"blockmig.migration.{other}", "blockmig.migration.mirror")
+
+    def test_send_and_receive_begin_with_nothing_that_they_have_no_use_for(self):
+        program = "import sys; from twisted.internet import reactor; print(*sys.modules)"
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        reactor = set(ended.stdout.split())
+        self.assertIn("twisted.internet.tcp", reactor)
+        for unused, *arguments in (
+            (SENDER_NOT, "send", "/nowhere/disk", "nbd://[::1]:1/"),
+            (RECEIVER_NOT, "receive", "/nowhere/disk"),
+        ):
+            loaded = self.loaded(1, *arguments)
+            self.assertIn("twisted.internet.tcp", loaded)
+            self.assert_none(loaded - reactor, *NEITHER, *unused)
+            own = {name for name in loaded if name.split(".")[0] == "blockmig"}
+            self.assertLessEqual(len(own), MOST_OWN[arguments[0]], sorted(own))
+            others = loaded - reactor - own
+            self.assertLessEqual(len(others), MOST_OTHERS, sorted(others))
