@@ -12,8 +12,9 @@ list): `nbd` is the wire protocol, `storage` the disks, `transport` moves bytes 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from .lazy import lazily
 
 if TYPE_CHECKING:
     from .client import Destination
@@ -126,14 +127,8 @@ __all__ = [
     "verdict_of",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name (PEP 562), so that to import the package is quick."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    __getattr__ = lazily(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

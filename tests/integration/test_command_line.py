@@ -444,7 +444,7 @@ def test_a_signal_after_the_end_does_not_change_the_status(
         *ITS_OWN,
         f"import atexit, os, sys, threading, time; {there} "
         f"atexit.register(lambda: os.kill(os.getpid(), {int(number)})); "
-        "from blockmig.cli.main import main; main(sys.argv[1:])",
+        "from blockmig.cli.main import main; main()",
         "send",
         source,
         NOWHERE,

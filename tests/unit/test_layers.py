@@ -16,6 +16,7 @@ import blockmig
 # below all, with no arrow of their own, what everybody may use.
 ARROWS = {
     "interfaces": "",
+    "lazy": "",
     "syscalls": "",
     "errors": "",
     "units": "",
@@ -24,11 +25,11 @@ ARROWS = {
     "nets": "",
     "nbd": "units",
     "runtime": "syscalls",
-    "storage": "interfaces syscalls",
-    "transport": "interfaces syscalls nbd",
-    "client": "syscalls runtime nbd transport",
+    "storage": "lazy interfaces syscalls",
+    "transport": "lazy interfaces syscalls nbd",
+    "client": "lazy syscalls runtime nbd transport",
     "server": (
-        "interfaces syscalls claims lives runtime nbd nets storage transport client "
+        "lazy interfaces syscalls claims lives runtime nbd nets storage transport client "
         "migration.disk migration.records"
     ),
     "migration.policy": "",
@@ -59,7 +60,7 @@ ARROWS = {
         "interfaces errors lives runtime nbd transport client server "
         "migration.source migration.destination"
     ),
-    "control": "transport",
+    "control": "lazy transport",
     "cli": (
         "interfaces syscalls errors units lives runtime nbd nets storage transport client server "
         "control migration.policy migration.identity migration.in_use migration.records "

@@ -21,7 +21,7 @@ import re
 import socket
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
@@ -29,12 +29,14 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
 from ..control import ControlRefused
-from ..control.server import Routes
 from ..errors import Refused
 from ..nets import Nets, parse_net
 from ..server import AllowList
 from ..transport.addresses import endpoint_string
 from ..transport.adopting import AdoptedUNIXEndpoint
+
+if TYPE_CHECKING:
+    from ..control.server import Routes
 
 _log = Logger()
 

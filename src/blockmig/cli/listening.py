@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
@@ -16,7 +16,6 @@ from twisted.logger import Logger
 
 from .. import __version__
 from ..control import ControlError
-from ..control.server import ControlPort, Routes, open_control
 from ..errors import GaveUp, Refused
 from ..transport import (
     BadEndpoint,
@@ -36,6 +35,9 @@ from .systemd import (
 )
 from .tls import ListenerTLS, endpoint_of
 
+if TYPE_CHECKING:
+    from ..control.server import ControlPort, Routes
+
 _log = Logger()
 
 DEFAULT_ENDPOINT: Final = "127.0.0.1:10809"
@@ -46,7 +48,7 @@ _PASSED: Final = "the socket that systemd passed"
 
 def import_control() -> None:
     """Import now what is otherwise imported when a control socket is opened."""
-    from ..control import web  # noqa: F401, PLC0415
+    from ..control import server, web  # noqa: F401, PLC0415
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,8 @@ class Listening:
     ) -> None:
         self._tls = target.tls
         if self._control_path is not None:
+            from ..control.server import open_control  # noqa: PLC0415 (few commands have one)
+
             self._control = await open_control(
                 self._reactor,
                 self._control_path,

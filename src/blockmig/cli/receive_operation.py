@@ -6,11 +6,10 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.logger import Logger
 
-from ..control.server import Routes
 from ..errors import AlreadyDone, GaveUp, MigrationError, Refused, Summary
 from ..migration.destination.receiver import Receiver
 from ..migration.identity import Identity
@@ -36,6 +35,9 @@ from .listening import Listening, ListeningExport
 from .logs import warn_of_again
 from .receive import Options
 from .tls import ListenerTLS, listener_tls
+
+if TYPE_CHECKING:
+    from ..control.server import Routes
 
 _log = Logger()
 

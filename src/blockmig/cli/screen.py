@@ -6,8 +6,7 @@ how long the rest will take; then the rate, the amounts, the number of the attem
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..units import format_bytes, format_duration
 
@@ -17,8 +16,7 @@ _MINUTE: Final = 59.5
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[39m"
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(NamedTuple):
     """How far a migration is.
 
     @ivar phase: what is being done, in words.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..client import Destination
 from ..errors import GaveUp, Summary
@@ -16,11 +16,14 @@ from ..migration.source.image import refuse_image
 from ..migration.source.resume import Source
 from ..migration.source.sender import Sender
 from ..runtime import Runtime
-from ..transport import ClientTLS, client_endpoint
+from ..transport import client_endpoint
 from .logs import warn_of_again
 from .progress import Display
 from .send import SendingOptions
 from .tls import check_client, destination_at
+
+if TYPE_CHECKING:
+    from ..transport import ClientTLS
 
 
 class SendOperation:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from getopt import GetoptError, gnu_getopt
@@ -302,6 +301,8 @@ def usage_text(
 
 def _wrapped(text: str, columns: int) -> list[str]:
     """Lines that never end within `--an-option` or a file-name."""
+    import textwrap  # noqa: PLC0415 (only help is wrapped)
+
     return textwrap.wrap(text, columns, break_on_hyphens=False)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any, Final
 
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
@@ -27,6 +26,8 @@ def parse_bytes(text: str) -> int:
 
     @raise ValueError: it is not, or it is less than one byte.
     """
+    from decimal import Decimal  # noqa: PLC0415 (few give one)
+
     match = _NUMBER.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
         raise ValueError(f"{text!r} is not a number of bytes such as 4096, 100M or 20G")

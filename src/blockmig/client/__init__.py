@@ -5,11 +5,34 @@ with a Deferred for each request (`client`). A migration's copier, its hand-off 
 upstream side and the tests' client are built on these.
 """
 
-from .client import ClientFailed, NBDClient
-from .connecting import describe_failed_connect
-from .connection import ClientConnection, ClientFactory, ClientHandler, HalfClosingConnection
-from .destination import Destination
-from .requests import PendingRequests, RequestFailed
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .client import ClientFailed, NBDClient
+    from .connecting import describe_failed_connect
+    from .connection import ClientConnection, ClientFactory, ClientHandler, HalfClosingConnection
+    from .destination import Destination
+    from .requests import PendingRequests, RequestFailed
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "ClientConnection": "connection",
+            "ClientFactory": "connection",
+            "ClientFailed": "client",
+            "ClientHandler": "connection",
+            "Destination": "destination",
+            "HalfClosingConnection": "connection",
+            "NBDClient": "client",
+            "PendingRequests": "requests",
+            "RequestFailed": "requests",
+            "describe_failed_connect": "connecting",
+        },
+    )
 
 __all__ = [
     "ClientConnection",

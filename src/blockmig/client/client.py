@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -20,10 +20,12 @@ from twisted.python.failure import Failure
 
 from ..nbd import ClientHandshake, ClientTransmission, Command, Negotiated
 from ..runtime import Runtime, wait_for_other
-from ..transport import ClientTLS
 from .connecting import describe_failed_connect
 from .connection import ClientConnection, ClientFactory, ClientHandler
 from .requests import PendingRequests, RequestFailed
+
+if TYPE_CHECKING:
+    from ..transport import ClientTLS
 
 
 class ClientFailed(Exception):

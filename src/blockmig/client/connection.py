@@ -49,10 +49,8 @@ from ..nbd import (
 from ..runtime import Runtime
 from ..syscalls import describe_error
 from ..transport import (
-    ClientTLS,
     Pacer,
     RegionProducer,
-    TLSFailure,
     has_hung_up,
     is_plain_socket,
     tune,
@@ -60,6 +58,7 @@ from ..transport import (
 )
 
 if TYPE_CHECKING:
+    from ..transport import ClientTLS, TLSFailure
     from ..transport.secure import SecureTransport
 
 _ALERT_TIMEOUT: Final = 2.0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from ..transport import ClientTLS
+if TYPE_CHECKING:
+    from ..transport import ClientTLS
 
 
 @dataclass(frozen=True, slots=True)

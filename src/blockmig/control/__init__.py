@@ -5,8 +5,25 @@ client. Knows nothing of what is requested: `server.open_control` is given the h
 imports nothing of the server, and no reactor.
 """
 
-from .client import ask
-from .errors import ControlError, ControlLost, ControlRefused
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .client import ask
+    from .errors import ControlError, ControlLost, ControlRefused
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "ControlError": "errors",
+            "ControlLost": "errors",
+            "ControlRefused": "errors",
+            "ask": "client",
+        },
+    )
 
 __all__ = [
     "ControlError",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from .constants import MAXIMUM_PAYLOAD, TransmissionFlag
 
 _READ_ONLY = int(TransmissionFlag.READ_ONLY)
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(NamedTuple):
     """An export as both sides of a handshake know it.
 
     @ivar name: the export's name, at most 4096 bytes in UTF-8; "" is the default export.
@@ -37,7 +36,7 @@ class Export:
 
     def without(self, flag: TransmissionFlag) -> Export:
         """The export as announced to a client that cannot use C{flag}."""
-        return replace(self, flags=self.flags & ~flag)
+        return self._replace(flags=self.flags & ~flag)
 
     @property
     def read_only(self) -> bool:

@@ -45,7 +45,7 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..units import printable
 from ._conversation import Conversation, Steps
@@ -111,8 +111,7 @@ MOST_NAMES: Final = 1 << 17
 """That a server may list."""
 
 
-@dataclass(frozen=True, slots=True)
-class Negotiated:
+class Negotiated(NamedTuple):
     """The handshake is over, and an export was negotiated.
 
     @ivar export: the export, as the server announced it.
@@ -136,8 +135,7 @@ class Aborted:
     """The client ended the handshake with ABORT; send what is due, then close."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartTLS:
+class StartTLS(NamedTuple):
     """STARTTLS was acknowledged: send what is due, then nothing more in plain.
 
     @ivar flags: what the handshake inside TLS has to know: which flags were agreed on.

@@ -28,8 +28,7 @@ import glob
 import os
 import stat
 import urllib.parse
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..syscalls import SYSTEM, SystemCalls
 from .mounts import MOUNTINFO, backing_file, device_entry, is_mounted, read_line
@@ -105,8 +104,7 @@ def _same_file(one: str, other: str) -> bool | None:
 # Devices.
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceIdentity:
+class DeviceIdentity(NamedTuple):
     """What identifies a block device.
 
     @ivar number: C{MAJOR:MINOR}.
@@ -161,7 +159,7 @@ def _device(number: int, system: SystemCalls, sys: str, layers: int) -> DeviceId
     if uuid := _uevent(entry, "PARTUUID"):
         shared = not (names or backing) and _has_partition_elsewhere(entry, uuid, sys)
         names.append((_PARTITION_OF_SEVERAL if shared else _PARTITION, uuid))
-    return replace(attached, names=(*names, *backing))
+    return attached._replace(names=(*names, *backing))
 
 
 def _attached(number: int, sys: str) -> tuple[str, DeviceIdentity]:
@@ -398,7 +396,7 @@ def is_inside(recorded: str, recorded_boot: str, now: str, boot_now: str) -> boo
         below = backing_identity(recorded)
         return bool(below) and same_disk(below, recorded_boot, now, boot_now) is True
     names = tuple((kind, name) for kind, name in device.names if kind not in _OF_PARTITIONS)
-    whole = str(replace(device, partition="", names=names))
+    whole = str(device._replace(partition="", names=names))
     return bool(device.partition) and same_disk(whole, recorded_boot, now, boot_now) is True
 
 

@@ -239,6 +239,56 @@ class OptionsTests(SynchronousTestCase):
             self.assertIn(words, str(error))
 
 
+ENDS_PROGRAM = """
+import atexit, sys
+from blockmig.cli.main import main
+
+class Kept:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+main.kept = Kept()
+atexit.register(lambda: print("atexit"))
+main(*eval(sys.argv.pop(1)))
+"""
+
+
+class EndTests(SynchronousTestCase):
+    """How a process ends, with what Python does at its end."""
+
+    def ended(self, given, *arguments):
+        """The status, and the lines of output, of a command whose output is buffered."""
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        ended = subprocess.run(
+            [sys.executable, "-c", ENDS_PROGRAM, given, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        return ended.returncode, ended.stdout.splitlines()[-2:]
+
+    def test_a_process_of_its_own_ends_without_taking_apart_what_was_imported(self):
+        inspect = ("inspect", "/nowhere/disk")
+        status, output = self.ended("[]", *inspect)
+        self.assertEqual((5, "atexit"), (status, output[-1]))
+
+    def test_whoever_passes_arguments_goes_on(self):
+        status, output = self.ended("[['inspect', '/nowhere/disk']]")
+        self.assertEqual((5, ["atexit", "taken apart"]), (status, output))
+
+    def test_output_that_nobody_reads_any_more_does_not_change_how_a_process_ends(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        ended = subprocess.run(
+            [sys.executable, "-c", ENDS_PROGRAM, "[]", "inspect", "/nowhere/disk"],
+            stdout=writer,
+            stderr=-1,
+        )
+        os.close(writer)
+        self.assertEqual((5, b""), (ended.returncode, ended.stderr))
+
+
 PROGRAM = """
 import atexit, sys
 from blockmig.cli.main import main
@@ -249,6 +299,47 @@ main(sys.argv[1:])
 SLOW = ("twisted", "zope.interface", "asyncio", "http", "ssl")
 # (zope itself is a namespace, which old versions of zope.interface make at every start of Python.)
 ENDS = ("blockmig.client", "blockmig.server", "blockmig.transport")
+
+NEITHER = (
+    "decimal",
+    "textwrap",
+    "twisted.application",
+    "twisted.plugins",
+    "twisted.web",
+    "blockmig.control.server",
+    "blockmig.control.web",
+    "blockmig.storage.departed",
+    "blockmig.storage.dirty",
+    "blockmig.transport.secure",
+)
+"""What neither a sender nor a receiver has a use for at its start."""
+
+SENDER_NOT = (
+    "bitarray",
+    "blockmig.control",
+    "blockmig.migration.destination",
+    "blockmig.server",
+    "blockmig.storage.coverage",
+    "blockmig.transport.incoming",
+    "blockmig.transport.tls",
+)
+RECEIVER_NOT = (
+    "blockmig.client",
+    "blockmig.migration.source",
+    "blockmig.server.ending",
+    "blockmig.server.exports",
+    "blockmig.server.relay",
+    "blockmig.server.relayed",
+    "blockmig.server.search",
+    "blockmig.server.served_export",
+    "blockmig.server.serving",
+    "blockmig.server.upstream",
+)
+MOST_OWN = {"send": 112, "receive": 145}
+"""Modules of blockmig. Each takes about half a millisecond."""
+
+MOST_OTHERS = 35
+"""Those of others beside what the reactor alone imports."""
 
 
 class ImportsTests(SynchronousTestCase):
@@ -286,7 +377,10 @@ class ImportsTests(SynchronousTestCase):
             loaded = self.loaded(status, *arguments)
             self.assert_own(loaded)
             self.assert_none(loaded, *SLOW)
-            ours = {name for name in loaded if name.startswith("blockmig.")} - {"blockmig.units"}
+            ours = {name for name in loaded if name.startswith("blockmig.")} - {
+                "blockmig.units",
+                "blockmig.lazy",
+            }
             self.assertEqual(set(), {one for one in ours if not one.startswith("blockmig.cli")})
 
     def test_help_and_bad_usage_of_a_command_import_only_its_module(self):
@@ -410,3 +504,20 @@ class ImportsTests(SynchronousTestCase):
             ends = {"send": "destination", "check": "destination", "receive": "source"}
             other = ends[arguments[0]]
             self.assert_none(loaded, f"blockmig.migration.{other}", "blockmig.migration.mirror")
+
+    def test_send_and_receive_begin_with_nothing_that_they_have_no_use_for(self):
+        program = "import sys; from twisted.internet import reactor; print(*sys.modules)"
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        reactor = set(ended.stdout.split())
+        self.assertIn("twisted.internet.tcp", reactor)
+        for unused, *arguments in (
+            (SENDER_NOT, "send", "/nowhere/disk", "nbd://[::1]:1/"),
+            (RECEIVER_NOT, "receive", "/nowhere/disk"),
+        ):
+            loaded = self.loaded(1, *arguments)
+            self.assertIn("twisted.internet.tcp", loaded)
+            self.assert_none(loaded - reactor, *NEITHER, *unused)
+            own = {name for name in loaded if name.split(".")[0] == "blockmig"}
+            self.assertLessEqual(len(own), MOST_OWN[arguments[0]], sorted(own))
+            others = loaded - reactor - own
+            self.assertLessEqual(len(others), MOST_OTHERS, sorted(others))

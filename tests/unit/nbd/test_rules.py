@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -58,7 +56,7 @@ class RulesTests(SynchronousTestCase):
                 self.check(Errno.EINVAL, TRIM, offset, length)
 
     def test_changes_to_a_read_only_export_are_refused(self):
-        export = replace(EXPORT, flags=ALL | TransmissionFlag.READ_ONLY)
+        export = EXPORT._replace(flags=ALL | TransmissionFlag.READ_ONLY)
         for command in (WRITE, TRIM, ZEROES):
             self.check(Errno.EPERM, command, 0, 1, export=export)
             self.check(Errno.EPERM, command, 10**9, 1, export=export)
@@ -74,7 +72,7 @@ class RulesTests(SynchronousTestCase):
             (READ, CommandFlag.DF, TransmissionFlag.SEND_DF),
             (ZEROES, CommandFlag.FAST_ZERO, TransmissionFlag.SEND_FAST_ZERO),
         ):
-            without = replace(EXPORT, flags=ALL & ~offer)
+            without = EXPORT._replace(flags=ALL & ~offer)
             self.check(Errno.EINVAL, command, 0, 1, flag, without)
             self.check(Errno.OK, command, 0, 1, 0, without)
 
@@ -91,7 +89,7 @@ class RulesTests(SynchronousTestCase):
         }.items():
             length = 0 if command == FLUSH else 1
             self.check(Errno.OK, command, 0, length)
-            self.check(Errno.EINVAL, command, 0, length, export=replace(EXPORT, flags=ALL & ~flag))
+            self.check(Errno.EINVAL, command, 0, length, export=EXPORT._replace(flags=ALL & ~flag))
 
     def test_each_command_allows_only_its_own_flags(self):
         further = {

@@ -15,7 +15,7 @@ Rules (design, section 2: R2, R6, R10, R12):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
@@ -37,8 +37,7 @@ from .record import DestinationRecord
 _log = Logger()
 
 
-@dataclass(frozen=True, slots=True)
-class SentMessage:
+class SentMessage(NamedTuple):
     """A message as it came.
 
     @ivar connection: to the side export, from where it came.

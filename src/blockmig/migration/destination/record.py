@@ -24,8 +24,7 @@ from __future__ import annotations
 import errno
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred, DeferredLock, succeed
 
@@ -49,8 +48,7 @@ from ..records.mark import remove_mark, set_mark
 from .disk import DestinationDisk
 
 
-@dataclass(frozen=True)
-class _Claim:
+class _Claim(NamedTuple):
     """What a sender said of itself through the side export."""
 
     migration: str

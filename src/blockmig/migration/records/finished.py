@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from ...errors import AlreadyDone, Refused
 from ...storage import (
@@ -50,8 +49,7 @@ MOST_IDS: Final = 32
 FINISHED: Final = (Kind.MIGRATED, Kind.RECEIVED, Kind.ACCEPTED)
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(NamedTuple):
     """The finished records of one disk.
 
     @ivar migrated: that it was migrated away.
@@ -125,7 +123,7 @@ def read_finished(records: Records, disregard: bool = False) -> Finished:
             if not disregard or isinstance(error, UntrustedRecord):
                 raise
     aside = [one for other in records.aside() for one in _ids_of(other)]
-    return replace(finished_of(found), ids_aside=tuple(aside))
+    return finished_of(found)._replace(ids_aside=tuple(aside))
 
 
 def _ids_of(records: Records) -> tuple[str, ...]:
@@ -177,8 +175,7 @@ def is_sent_again(migrated: Record, migrating: Record | None, identity: str | No
     return same is not False and migrating.phase == Phase.COPYING
 
 
-@dataclass(frozen=True, slots=True)
-class Present:
+class Present(NamedTuple):
     """What is there now under the name of a disk.
 
     @ivar size: bytes; None where nothing is there.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...storage import (
     DiskRefused,
@@ -30,8 +30,7 @@ from .files import Records
 from .mark import Mark, read_mark
 
 
-@dataclass(frozen=True, slots=True)
-class LayerState:
+class LayerState(NamedTuple):
     """What was found of a layer.
 
     @ivar relation: what it is to the disk.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...errors import Refused
 from ...interfaces import IRecordedDisk
@@ -44,8 +44,7 @@ from .finished import (
 from .mark import remove_mark_at
 
 
-@dataclass(frozen=True, slots=True)
-class SourceState:
+class SourceState(NamedTuple):
     """What the records say of a source, for a sender to act on.
 
     @ivar record: the migration to continue, or None for a new one.

@@ -16,8 +16,7 @@ Owns the refusals and their wording. Rules (design, section 2: R10, R12):
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from twisted.internet.defer import Deferred
 
@@ -36,8 +35,7 @@ REQUEST: Final = 2 << 20
 """Bytes of the longest WRITE."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerCapabilities:
+class PeerCapabilities(NamedTuple):
     """What a destination that can take the disk offers.
 
     @ivar is_receiver: it is a blockmig receiver.

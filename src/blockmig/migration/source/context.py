@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ...client import Destination
 from ...errors import MigrationError
@@ -26,7 +27,6 @@ class Unfit(AttemptFailed):
     """It failed for a reason that does not go away by itself."""
 
 
-@dataclass(slots=True)
 class PeerQuirks:
     """What attempts have found out about the destination, for later ones.
 
@@ -87,8 +87,7 @@ class Completed:
     """The destination has the disk, and knows that it is canonical; the source is retired."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(NamedTuple):
     """The attempt ended early; the source is canonical, and another attempt may follow.
 
     @ivar lasting: what is in the way is known, and may last: it is logged once a minute.
@@ -102,15 +101,13 @@ class Dropped:
     refusal: Refusal | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """The attempt ended, and the migration with it."""
 
     error: MigrationError
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
+class Unfinished(NamedTuple):
     """The source is retired, and the destination may not know it."""
 
     why: str

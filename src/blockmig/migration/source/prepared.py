@@ -6,7 +6,7 @@ Nothing is changed, so that whoever only wants to know can ask as well.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...errors import Refused
 from ...interfaces import IDisk, IRecordedDisk
@@ -22,8 +22,7 @@ from .retirement import DeletingRetirement, Retirement, unlinkable
 from .watch import SourceWatch, last_write
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedSource:
+class PreparedSource(NamedTuple):
     """A source that may be sent.
 
     @ivar record: what is recorded of its migration, or would be.

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
@@ -43,8 +42,7 @@ from .watch import last_write
 _log = Logger()
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A source, or what is left of it.
 
     @ivar name: what messages call it.

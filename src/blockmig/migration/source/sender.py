@@ -29,7 +29,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import IDelayedCall
@@ -67,6 +66,13 @@ _log = Logger()
 _FINAL_TIMEOUT: Final = 5.0
 _RETRY_DELAY: Final = 0.1
 _LOG_INTERVAL: Final = 60.0
+
+
+def _usual_delay(failures: int) -> float:
+    """Seconds to wait after so many attempts that failed."""
+    from twisted.application.internet import backoffPolicy  # noqa: PLC0415 (most have no such)
+
+    return backoffPolicy()(failures)
 
 
 class Sender:
@@ -121,7 +127,7 @@ class Sender:
         self._reactor = runtime.reactor
         self._threads = BoundedThreads(runtime.threads)
         self._patience = patience
-        self._policy = patience.retry_policy or backoffPolicy()
+        self._policy = patience.retry_policy or _usual_delay
         limiter = RateLimiter(self._reactor, max_rate) if max_rate else None
         self._passes: CopyPasses = passes if passes is not None else FullCopy(disk.size, limiter)
         prepared = prepare_source(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -355,9 +354,9 @@ class SourceTests(Case):
         keywords = {"size": 5, **keywords}
         found = source_state(self.records, identity, destination, **keywords)
         self.finished = found.finished
-        found = replace(found, finished=NOTHING_FINISHED)
+        found = found._replace(finished=NOTHING_FINISHED)
         if found.record is not None:
-            return replace(found, record=found.record.but(changed=""))
+            return found._replace(record=found.record.but(changed=""))
         return found
 
     def test_a_source_is_permitted_with_these_records(self):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -71,8 +70,8 @@ class RelayedTests(SynchronousTestCase):
 
     def test_it_was_kept_and_written_to_since(self):
         self.write(Kind.MIGRATED, unlink=False, written="5000 1")
-        self.assertEqual(THERE, self.found(replace(KEPT, written="5000 1")))
-        self.assertIsNone(self.found(replace(KEPT, written="5000 2")))
+        self.assertEqual(THERE, self.found(KEPT._replace(written="5000 1")))
+        self.assertIsNone(self.found(KEPT._replace(written="5000 2")))
 
     def test_it_has_come_home(self):
         self.write(Kind.MIGRATED)
