@@ -18,7 +18,7 @@ from .endpoints import (
     stop_listening,
     tune,
 )
-from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
+from .incoming import LONGEST_MOVE, FastTurn, IPayloadReceiver, PayloadReader
 from .outgoing import RegionProducer
 from .plain import (
     LayeredTransport,
@@ -40,6 +40,7 @@ __all__ = [
     "BadEndpoint",
     "CannotListen",
     "ClientTLS",
+    "FastTurn",
     "FileRegion",
     "IPayloadReceiver",
     "LayeredTransport",
