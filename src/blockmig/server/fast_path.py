@@ -1,8 +1,8 @@
 """The fast path: carries out and answers all small reads and writes that were received, in one go.
 
-Owns the shortest way from a request to its reply: from the received bytes to the disk's page cache,
-and from there into one buffer that is sent in one piece. No event, object or Deferred is made for
-such a request, which is what makes thousands of them cheap.
+Owns the shortest way from a request to its reply: from the socket, or the received bytes, to the
+disk's page cache, and from there into one buffer that is sent in one piece. No event, object or
+Deferred is made for such a request, which is what makes thousands of them cheap.
 
 Rules:
 
@@ -10,35 +10,41 @@ Rules:
   disk, that need not wait. Everything else, errors included, is left for the general path;
 * a WRITE whose payload is incomplete waits in the received bytes for the rest of it;
 * whoever watches the disk's changes is notified before each one;
-* all connections share the buffer: what it holds is sent or copied before anything else runs.
+* all connections share the buffer: what it holds is sent or copied before anything else runs;
+* the calls to the disk are timed, all those of a turn together: a turn ends after a slow call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..nbd import (
     CHUNK_DONE,
     CHUNK_MAGIC,
-    DATA_CHUNK,
-    REQUEST,
     REQUEST_MAGIC,
-    SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
     Chunk,
     Command,
     Export,
 )
+from ..transport import FastTurn
 from .access import SMALL, DiskAccess
 from .traffic import TrafficCounters
 
-_READ: Final = int(Command.READ)
-_WRITE: Final = int(Command.WRITE)
-_HEADER: Final = REQUEST.size
-_REPLY: Final = SIMPLE_REPLY.size
-_CHUNK_START: Final = (CHUNK_MAGIC, CHUNK_DONE, int(Chunk.OFFSET_DATA))
-_pack_chunk: Final = DATA_CHUNK.pack_into
+# The messages of the protocol, with all that is constant in them as one number: that costs less.
+_REQUEST: Final = struct.Struct("!QQQI")
+_REPLY: Final = struct.Struct("!QQ")
+_CHUNK: Final = struct.Struct("!QQIQ")
+_READ: Final = REQUEST_MAGIC << 32 | int(Command.READ)
+_WRITE: Final = REQUEST_MAGIC << 32 | int(Command.WRITE)
+_DONE: Final = SIMPLE_REPLY_MAGIC << 32
+_DATA: Final = CHUNK_MAGIC << 32 | CHUNK_DONE << 16 | int(Chunk.OFFSET_DATA)
+
+_HEADER: Final = _REQUEST.size
+_OFFSET: Final = 8
+"""Bytes of a chunk's payload that come before the data."""
 
 _buffer: Final = memoryview(bytearray(4 * SMALL))
 
@@ -56,45 +62,74 @@ class FastPath:
     ) -> None:
         self._access = access
         self._size = export.size
-        self._block = export.minimum_block
+        self._unaligned = export.minimum_block - 1
         self._may_write = not export.read_only
         self._structured = structured
-        self._overhead = DATA_CHUNK.size if structured else SIMPLE_REPLY.size
         self._traffic = traffic
 
-    def responder(
-        self, send: Callable[[memoryview], bool], fallback: Callable[[memoryview], None]
-    ) -> Callable[[memoryview], bool] | None:
-        """A function that answers what is received; None where the changes are watched.
+    def turn(
+        self,
+        send: Callable[[memoryview], bool],
+        fallback: Callable[[memoryview], None],
+        begun: memoryview,
+    ) -> FastTurn | None:
+        """What reads and answers requests in this turn of the reactor.
 
         @param send: sends replies; returns whether all of them were taken.
-        @param fallback: called with what cannot be answered here.
-        @return: a function for use while nothing else runs. It takes received bytes that begin with
-            a request, and returns whether all of them were answered: if so, it may be called again.
+        @param fallback: called, last of all, with received bytes that are not answered here.
+        @param begun: what was received before of a request that was incomplete; perhaps empty.
+        @return: see L{FastTurn<blockmig.transport.FastTurn>}; None where the disk is not quick, or
+            its changes are watched.
         """
-        if self._access.changes.mark is not None:
+        latency, is_incomplete = self._access.latency, self.is_incomplete
+        answer = None if self._access.changes.mark is not None else self._make_answer()
+        if answer is None:
             return None
-        answer = self._make_answer()
 
-        def answer_at_once(view: memoryview) -> bool:
-            position, replies = answer(view, 0)
-            end = len(view)
-            while position:
-                if not send(replies):
+        def serve(
+            read: Callable[[Sequence[memoryview]], int],
+            received: memoryview,
+            more: Callable[[], bool],
+        ) -> bool:
+            everything = (received,)
+            began, calls = latency.begin(), 1
+            # What was received and not answered is between these two.
+            position, end = 0, len(begun)
+            received[:end] = begun
+            closed, goes_on = False, True
+            while goes_on:
+                try:
+                    count = read((received[end:],) if end else everything)
+                except BlockingIOError:
                     break
-                if position == end:
-                    return True
-                start = position
-                position, replies = answer(view, start)
-                if position == start:
+                if not count:
+                    closed = True
                     break
+                end += count
+                while position < end:
+                    position, used, answered = answer(received, position, end)
+                    if not answered:
+                        goes_on = is_incomplete(received, position, end)
+                        break
+                    calls = answered
+                    if not send(_buffer[:used]):
+                        goes_on = False
+                        break
+                if not goes_on:
+                    break
+                if position < end:
+                    received[: end - position] = received[position:end]
+                end -= position
+                position = 0
+                goes_on = more()
+            latency.end(began, calls)
             if position < end:
-                fallback(view[position:])
-            return False
+                fallback(received[position:end])
+            return closed
 
-        return answer_at_once
+        return serve
 
-    def answer(self, data: bytes | memoryview, position: int) -> tuple[int, memoryview]:
+    def answer(self, data: memoryview, position: int) -> tuple[int, memoryview]:
         """Carry out the requests that can be.
 
         @param data: what was received.
@@ -102,93 +137,100 @@ class FastPath:
         @return: where the first request begins that was not carried out, and the replies: a view of
             the shared buffer, perhaps empty.
         """
-        if len(data) - position < _HEADER:
-            return position, _buffer[:0]
-        return self._make_answer()(data, position)
+        used = 0
+        if len(data) - position >= _HEADER and (answer := self._make_answer()) is not None:
+            latency = self._access.latency
+            began = latency.begin()
+            position, used, calls = answer(data, position, len(data))
+            if calls:
+                latency.end(began, calls)
+        return position, _buffer[:used]
 
     # One long function: a call inside the loop would cost more than the work that it does. What
     # does not change between calls is looked up outside of the loop.
-    def _make_answer(self) -> Callable[[bytes | memoryview, int], tuple[int, memoryview]]:  # noqa: PLR0915
-        """L{answer} as a closure that is valid while nothing else runs."""
-        access, latency = self._access, self._access.latency
-        descriptor = access.disk.fileno()
-        size, block, overhead = self._size, self._block, self._overhead
-        structured, may_write = self._structured, self._may_write
-        unpack, preadv, pwrite = REQUEST.unpack_from, access.preadv, access.pwrite
-        no_wait, pack_reply = access.no_wait, SIMPLE_REPLY.pack_into
-        mark, count = access.changes.mark, self._traffic.count
-        begin, finish = latency.begin, latency.end
-        room = len(_buffer) - overhead
-        nothing = _buffer[:0]
+    def _make_answer(  # noqa: PLR0915
+        self,
+    ) -> Callable[[memoryview, int, int], tuple[int, int, int]] | None:
+        """What answers the requests in received bytes; valid while nothing else runs.
 
-        def answer(data: bytes | memoryview, position: int) -> tuple[int, memoryview]:  # noqa: PLR0912
-            began = begin()
-            if descriptor is None or began[0] < latency.slow_until:
-                return position, nothing
-            end = len(data)
-            view = None
-            reads = writes = read = written = used = 0
+        @return: a function of these bytes, and of where in them the requests begin and end. It
+            returns where the first begins that was not carried out, the length of the replies, and
+            their number. None where the disk is not quick.
+        """
+        access = self._access
+        descriptor = access.disk.fileno()
+        if descriptor is None or not access.latency.quick:
+            return None
+        size, unaligned, structured = self._size, self._unaligned, self._structured
+        overhead = _CHUNK.size if structured else _REPLY.size
+        unpack, preadv, pwrite = _REQUEST.unpack_from, access.preadv, access.pwrite
+        no_wait, pack_reply, pack_chunk = access.no_wait, _REPLY.pack_into, _CHUNK.pack_into
+        mark, count, may_write = access.changes.mark, self._traffic.count, self._may_write
+        replies, room = _buffer, len(_buffer)
+
+        def answer(  # noqa: PLR0912
+            data: memoryview, position: int, end: int
+        ) -> tuple[int, int, int]:
+            reads = writes = read = written = used = kind = 0
             try:
                 while end - position >= _HEADER:
-                    magic, flags, command, cookie, offset, length = unpack(data, position)
+                    kind, cookie, offset, length = unpack(data, position)
                     if (
-                        magic != REQUEST_MAGIC
-                        or flags
-                        or not 0 < length <= SMALL
+                        not 0 < length <= SMALL
                         or offset + length > size
-                        or (block > 1 and (offset % block or length % block))
+                        or (unaligned and (offset | length) & unaligned)
                     ):
                         break
-                    if command == _READ:
+                    if kind == _READ:
                         start = used + overhead
-                        if start + length > room:
-                            break
-                        page = _buffer[start : start + length]
-                        if preadv(descriptor, (page,), offset, no_wait) != length:
+                        stop = start + length
+                        if (
+                            stop > room
+                            or preadv(descriptor, (replies[start:stop],), offset, no_wait) != length
+                        ):
                             break
                         if structured:
-                            _pack_chunk(_buffer, used, *_CHUNK_START, cookie, length + 8, offset)
+                            pack_chunk(replies, used, _DATA, cookie, length + _OFFSET, offset)
                         else:
-                            pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
-                        used = start + length
+                            pack_reply(replies, used, _DONE, cookie)
+                        used = stop
                         position += _HEADER
                         reads += 1
                         read += length
-                    elif command == _WRITE and may_write:
+                    elif kind == _WRITE and may_write:
                         start = position + _HEADER
-                        if end - start < length or used > room:
+                        stop = start + length
+                        if stop > end or used + _REPLY.size > room:
                             break
-                        if view is None:
-                            view = memoryview(data)
                         if mark is not None:
                             mark(offset, length)
-                        if pwrite(descriptor, view[start : start + length], offset) != length:
+                        if pwrite(descriptor, data[start:stop], offset) != length:
                             break
-                        pack_reply(_buffer, used, SIMPLE_REPLY_MAGIC, 0, cookie)
-                        used += _REPLY
-                        position = start + length
+                        pack_reply(replies, used, _DONE, cookie)
+                        used += _REPLY.size
+                        position = stop
                         writes += 1
                         written += length
                     else:
                         break
             except OSError as error:
-                if command == _READ:
+                if kind == _READ:
                     access.nowait_failed(error)
             if used:
-                finish(began, reads + writes)
                 count(reads, read, writes, written)
-            return position, _buffer[:used]
+            return position, used, reads + writes
 
         return answer
 
-    def is_incomplete(self, data: bytes | memoryview, position: int) -> bool:
+    def is_incomplete(self, data: memoryview, position: int, end: int) -> bool:
         """Whether only the rest of the header or payload at C{position} is missing.
 
         True only of a request that L{answer} would carry out.
+
+        @param end: where what was received ends.
         """
-        if len(data) - position < _HEADER:
+        if end - position < _HEADER:
             return True
-        magic, flags, command, _, offset, length = REQUEST.unpack_from(data, position)
+        kind, _, offset, length = _REQUEST.unpack_from(data, position)
         small = 0 < length <= SMALL and offset + length <= self._size
-        writes = magic == REQUEST_MAGIC and command == _WRITE and not flags and self._may_write
-        return small and writes and len(data) - position - _HEADER < length
+        return small and kind == _WRITE and self._may_write and end - position - _HEADER < length

@@ -8,7 +8,7 @@ what an event means by default, where nothing was negotiated and nothing is in p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..nbd import RemoteProtocolError, Request
-from ..transport import FileRegion, IPayloadReceiver, PayloadReader, RegionProducer
+from ..transport import FastTurn, FileRegion, IPayloadReceiver, PayloadReader, RegionProducer
 from .holds import Holds
 from .refused_requests import RefusedRequests
 from .timeout import ConnectionTimeout
@@ -73,7 +73,7 @@ class Phase:
         """As L{dataReceived}, with bytes that are valid only during this call."""
         self.dataReceived(bytes(view))
 
-    def fast_responder(self) -> Any:
+    def fast_turn(self) -> FastTurn | None:
         """None: there is no fast path."""
 
     def payload_region(self) -> FileRegion | None:

@@ -17,7 +17,6 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -25,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..nbd import (
+    REQUEST,
     Command,
     Negotiated,
     Payload,
@@ -33,7 +33,8 @@ from ..nbd import (
     ServerTransmission,
 )
 from ..runtime import InThread
-from ..transport import FileRegion
+from ..transport import FastTurn, FileRegion
+from .access import SMALL
 from .backend import Backend, EventualReply, PlainBackend, ReplyItems
 from .executor import IncomingWrite, RequestExecutor
 from .fast_path import FastPath
@@ -46,6 +47,9 @@ _log = Logger()
 
 _MOST_REQUESTS: Final = 256
 _MOST_BYTES: Final = 1 << 20
+_LONGEST_BEGUN: Final = REQUEST.size + SMALL
+"""Bytes of the longest request that the fast path may find begun."""
+
 _DISC: Final = int(Command.DISC)
 _WRITE: Final = int(Command.WRITE)
 
@@ -119,15 +123,20 @@ class Session(Phase):
             self._process()
             self._wire.copy_unread()
 
-    def fast_responder(self) -> Callable[[memoryview], bool] | None:
+    def fast_turn(self) -> FastTurn | None:
         """The fast path, while nothing is queued before it and nobody watches the changes."""
-        if self._wire.buffered or (fast_path := self._usable_fast_path()) is None:
+        if (fast_path := self._usable_fast_path()) is None:
             return None
-        send = self._outgoing.direct_send()
-        if send is None:
+        if (send := self._outgoing.direct_send()) is None:
             return None
-        self._reset_timeout()
-        return fast_path.responder(send, self.bufferReceived)
+        if self._wire.buffered > _LONGEST_BEGUN:
+            return None
+        received, position = self._wire.unread()
+        turn = fast_path.turn(send, self.bufferReceived, memoryview(received)[position:])
+        if turn is not None:
+            self._wire.skip(len(received))
+            self._reset_timeout()
+        return turn
 
     def _process(self) -> None:
         """Process what was received, as far as that is allowed."""
@@ -174,10 +183,11 @@ class Session(Phase):
         @return: whether there is nothing more to do until more was received.
         """
         while (fast_path := self._usable_fast_path()) is not None:
-            data, position = self._wire.unread()
+            received, position = self._wire.unread()
+            data = memoryview(received)
             end, replies = fast_path.answer(data, position)
             if end == position:
-                return fast_path.is_incomplete(data, position)
+                return fast_path.is_incomplete(data, position, len(data))
             self._wire.skip(end)
             self._outgoing.send_view(replies)
             if end == len(data):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         stop_listening,
         tune,
     )
-    from .incoming import LONGEST_MOVE, IPayloadReceiver, PayloadReader
+    from .incoming import LONGEST_MOVE, FastTurn, IPayloadReceiver, PayloadReader
     from .outgoing import RegionProducer
     from .plain import (
         LayeredTransport,
@@ -47,6 +47,7 @@ else:
             "BadEndpoint": "endpoints",
             "CannotListen": "endpoints",
             "ClientTLS": "tls",
+            "FastTurn": "incoming",
             "FileRegion": "regions",
             "IPayloadReceiver": "incoming",
             "LONGEST_MOVE": "incoming",
@@ -84,6 +85,7 @@ __all__ = [
     "BadEndpoint",
     "CannotListen",
     "ClientTLS",
+    "FastTurn",
     "FileRegion",
     "IPayloadReceiver",
     "LayeredTransport",

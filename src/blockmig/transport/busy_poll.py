@@ -7,8 +7,10 @@ the latency that such a client sees. So after an answer the socket is polled aga
 Rules:
 
 * never for longer than `SPIN`, and only while no other connection is being served;
-* where polling finds nothing, it is tried less and less often;
-* a turn ends after 0.3 ms, whether or not polling found anything;
+* where polling finds nothing twice in a row, it is tried less and less often;
+* a turn ends after 0.3 ms, whether or not polling found anything. Even then the next message is
+  awaited for a moment before the reactor is returned to: otherwise that would fall asleep, between
+  two messages of a client that is busy;
 * the processor is yielded between polls (to the client, if that has no other).
 """
 
@@ -24,7 +26,8 @@ SPIN: Final = 50e-6
 """Seconds that one wait may take."""
 
 _LONGEST_TURN: Final = 0.0003
-_LONGEST_SKIP: Final = 63
+_MOST_MISSES: Final = 6
+"""That count: after each, about twice as many turns do not poll, up to 62."""
 
 _yield: Final[Callable[[], None]] = getattr(os, "sched_yield", lambda: None)
 
@@ -51,7 +54,7 @@ class BusyPoll:
             poll = poller.poll
         self._poll = poll
         self._seconds = seconds
-        self._skip = 0
+        self._misses = 0
         self._skipped = 0
         self._may_spin = False
         self._end = 0.0
@@ -60,27 +63,25 @@ class BusyPoll:
         """A turn begins: something was received."""
         alone = BusyPoll._latest is self
         BusyPoll._latest = self
+        self._may_spin = alone and self._skipped >= (1 << self._misses) - 2
         self._skipped += 1
-        self._may_spin = alone and self._skipped > self._skip
         self._end = self._seconds() + _LONGEST_TURN
 
     def more(self) -> bool:
-        """Whether more was received, now or within a moment, in this turn."""
+        """Whether more was received, now or within a moment, and the turn is not over."""
         poll, seconds = self._poll, self._seconds
         now = seconds()
-        if now >= self._end:
-            return False
         if poll(0):
-            return True
+            return now < self._end
         if not self._may_spin:
             return False
         until = now + SPIN
         while seconds() < until:
             _yield()
             if poll(0):
-                self._skip = 0
-                return True
-        self._skip = min(2 * self._skip + 1, _LONGEST_SKIP)
+                self._misses = 0
+                return now < self._end
+        self._misses = min(self._misses + 1, _MOST_MISSES)
         self._skipped = 0
         self._may_spin = False
         return False

@@ -27,6 +27,8 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
@@ -52,6 +54,16 @@ _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+FastTurn = Callable[[Callable[[Sequence[memoryview]], int], memoryview, Callable[[], bool]], bool]
+"""What reads and answers messages in one turn of the reactor, while nothing else runs.
+
+It is called with a function that reads from the socket, as readv(2) does; with the buffer to read
+into; and with a function to call when everything was answered, which returns whether to read on. It
+returns whether the other end has closed the connection. What it cannot answer it has passed to
+C{bufferReceived}, last of all.
+"""
+
+
 class IPayloadReceiver(Interface):
     """A receiver whose payloads are moved from the socket straight into a disk."""
 
@@ -64,13 +76,10 @@ class IPayloadReceiver(Interface):
         Called only where reading was taken over at once.
         """
 
-    def fast_responder() -> Any:
-        """The fast path for the next messages, valid while nothing else runs.
+    def fast_turn() -> Any:
+        """A L{FastTurn} for the next messages; None where there is none now.
 
         Called only where reading was taken over at once.
-
-        @return: a function to call, instead of C{bufferReceived}, with what was received; it
-            returns whether it may be called again. None where there is no fast path now.
         """
 
     def payload_region() -> Any:
@@ -235,22 +244,12 @@ class PayloadReader:
     def _answer_fast(self, busy_poll: BusyPoll) -> bool:
         """Have messages answered, on the fast path if possible; return whether the turn ends."""
         expects_payload = self._read_next != _READ_SIZE
-        answer = None if expects_payload else self.protocol.fast_responder()
-        if answer is None:
+        serve = None if expects_payload else self.protocol.fast_turn()
+        if serve is None:
             self._read_at_once()
-            return self._paused or not busy_poll.more()
-        readv, descriptor, everything = self._system.readv, self._descriptor, (_receive_buffer,)
-        more = busy_poll.more
-        while True:
-            count: int = readv(descriptor, everything)
-            if not count:
-                self._hand_back()
-                return True
-            may_repeat = answer(_receive_buffer[:count])
-            if self._paused or not more():
-                return True
-            if not may_repeat:
-                return False
+        elif serve(partial(self._system.readv, self._descriptor), _receive_buffer, busy_poll.more):
+            self._hand_back()
+        return self._paused or not busy_poll.more()
 
     def _read_at_once(self) -> None:
         """Read whatever was received into the shared buffer."""

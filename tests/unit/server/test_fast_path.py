@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from blockmig.nbd import Command, Errno
+from blockmig.nbd import Command, Errno, Export, TransmissionFlag
 from blockmig.runtime import Runtime
 from blockmig.server import LatencyMonitor, Server
+from blockmig.server.fast_path import FastPath
+from blockmig.server.traffic import TrafficCounters
 from blockmig.storage import FileDisk
 from blockmig.syscalls import SystemCalls
 from blockmig.testing import Call, synchronous
@@ -532,6 +534,77 @@ class RealSocketTests(Case):
             replies.feed(data)
             return bool(data)
         return False
+
+
+class TurnTests(SynchronousTestCase):
+    """What reads, carries out and sends by itself, in one turn of the reactor."""
+
+    def setUp(self):
+        self.place = ServerFixture(ServedDisk(pattern(SIZE)))
+        self.access = self.place.server._access
+        self.sent, self.left = [], []
+        export = Export("", SIZE, TransmissionFlag.HAS_FLAGS)
+        self.fast_path = FastPath(self.access, export, False, TrafficCounters())
+
+    def turn(self, *received, begun=b""):
+        """Have one turn read C{received}, piece by piece; return whether it saw the end."""
+        pieces = list(received)
+
+        def read(views):
+            data = pieces.pop(0)
+            views[0][: len(data)] = data
+            return len(data)
+
+        serve = self.fast_path.turn(
+            lambda view: self.sent.append(bytes(view)) or True,
+            lambda view: self.left.append(bytes(view)),
+            memoryview(begun),
+        )
+        if serve is None:
+            return None
+        return serve(read, memoryview(bytearray(1 << 20)), lambda: bool(pieces))
+
+    def test_each_message_is_answered_when_it_was_read(self):
+        one = request_bytes(READ, 0, 10)
+        self.assertFalse(self.turn(one, one + one))
+        self.assertEqual([26, 52], [len(replies) for replies in self.sent])
+        self.assertEqual([], self.left)
+
+    def test_the_end_is_seen(self):
+        self.assertTrue(self.turn(request_bytes(READ, 0, 10), b""))
+
+    def test_what_it_cannot_answer_ends_its_turn(self):
+        one, flush = request_bytes(READ, 0, 10), request_bytes(FLUSH, 0, 0)
+        self.assertFalse(self.turn(one + flush + one, one))
+        self.assertEqual(([26], [flush + one]), ([len(r) for r in self.sent], self.left))
+
+    def test_it_goes_on_with_a_request_that_was_incomplete(self):
+        whole = request_bytes(WRITE, 5, 10) + b"x" * 10
+        self.turn(whole[30:] + whole, begun=whole[:30])
+        self.assertEqual(([32], []), ([len(replies) for replies in self.sent], self.left))
+        self.assertEqual(b"x" * 10, self.place.disk.peek(5, 10))
+
+    def test_a_large_write_is_not_waited_for(self):
+        large = request_bytes(WRITE, 0, SMALL + 1)
+        self.turn(large, b"never read")
+        self.assertEqual([large], self.left)
+
+    def test_there_is_none_while_changes_are_watched(self):
+        self.access.changes.mark = lambda *change: None
+        self.assertIsNone(self.turn())
+
+    def test_there_is_none_after_slow_calls(self):
+        preadv = self.access.preadv
+
+        def slow(*arguments):
+            self.place.seconds.now += 0.006
+            return preadv(*arguments)
+
+        self.access.preadv = slow
+        one = request_bytes(READ, 0, 10)
+        for _ in range(2):  # the first only makes the monitor suspicious
+            self.assertFalse(self.turn(one))
+        self.assertIsNone(self.turn(one))
 
 
 class StrictTests(SynchronousTestCase):

@@ -32,8 +32,17 @@ class ExpectsViews(PayloadSink):
 
     answer = None
 
-    def fast_responder(self):
-        return self.answer
+    def fast_turn(self):
+        if (answer := self.answer) is None:
+            return None
+
+        def serve(read, buffer, more):
+            while count := read((buffer,)):
+                if not answer(buffer[:count]) or not more():
+                    return False
+            return True
+
+        return serve
 
     def bufferReceived(self, view):
         self.bytes += bytes(view)
@@ -215,6 +224,63 @@ class ServerReadsTests(ReadingCase):
         self.reactor.run_dry()
         self.assertEqual(26 + 16 + 16, len(self.theirs.recv(1 << 16)))
         self.assertEqual(b"x" * 10, self.disk.read(0, 10))
+
+    def arrive_later(self, *pieces):
+        """What the client sends while the server waits, in the same turn, for the next message."""
+        later = iter(pieces)
+
+        class Waits:
+            def begin(self):
+                """A turn begins."""
+
+            @staticmethod
+            def more():
+                piece = next(later, None)
+                if piece is not None:
+                    self.theirs.send(piece)
+                return piece is not None
+
+        self.connection._context.incoming._busy_poll = Waits()
+
+    def test_a_write_in_pieces_takes_the_short_path(self):
+        left = self.count_general()
+        first, second = (request_bytes(1, i, 10) + b"%d" % i * 10 for i in (3, 5))
+        self.arrive_later(first[28:33], first[33:] + second[:20], second[20:28], second[28:])
+        self.theirs.send(first[:28])
+        self.reactor.run_dry()
+        self.assertEqual(2 * 16, len(self.theirs.recv(1 << 16)))
+        self.assertEqual(b"33" + b"5" * 10, self.disk.read(3, 12))
+        self.assertEqual([], left)
+
+    def test_what_is_incomplete_at_the_end_of_a_turn_is_completed_in_the_next(self):
+        left = self.count_general()
+        whole = request_bytes(1, 0, 10) + b"x" * 10
+        self.arrive_later(whole[10:30])
+        self.theirs.send(whole[:10])
+        self.reactor.look()
+        self.assertEqual([whole[:30]], left)
+        self.theirs.send(whole[30:])
+        self.reactor.run_dry()
+        self.assertEqual(16, len(self.theirs.recv(1 << 16)))
+        self.assertEqual([whole[:30]], left)
+
+    def test_what_is_incomplete_when_nothing_can_be_read_is_left_for_the_general_way(self):
+        left = self.count_general()
+        whole = request_bytes(1, 0, 10) + b"x" * 10
+        self.arrive_later(b"")  # the socket was said to be readable, and is not
+        self.theirs.send(whole[:30])
+        self.reactor.look()
+        self.assertEqual([whole[:30]], left)
+
+    def test_what_is_incomplete_when_the_client_closes_is_left_for_the_general_way(self):
+        left = self.count_general()
+        whole = request_bytes(1, 0, 10) + b"x" * 10
+        self.theirs.send(whole + whole[:30])
+        self.theirs.shutdown(socket.SHUT_WR)
+        self.reactor.run_dry()
+        self.assertEqual([whole[:30]], left)
+        self.assertEqual(16, len(self.theirs.recv(1 << 16)))
+        self.assertEqual([], self.reactor.readers)
 
     def test_replies_of_the_short_path_keep_their_order(self):
         calls = self.connection._context.outgoing._system
