@@ -13,10 +13,13 @@ Rules:
 * at any time either this reader or the transport reads, never both;
 * after a payload's last byte exactly one header is read, since another payload may follow it, whose
   first bytes would otherwise pass through memory;
+* in the middle of a payload the reader is woken up for many bytes, not for each segment
+  (`low_water`);
 * the end of the connection is left to the transport, which notifies the protocol as usual;
 * it works without descriptors of its own, more slowly: it takes none where few are left, which the
   process needs for its files;
-* a turn of the reactor moves a bounded number of bytes, and takes a bounded time;
+* a turn of the reactor ends after a millisecond, and with the step in which that is over: a step
+  moves a bounded number of bytes;
 * a disk error is reported with `payload_failed` before the bytes that were lost are reported with
   `payload_moved`, or their request would seem to have succeeded.
 """
@@ -27,6 +30,8 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
@@ -35,6 +40,7 @@ from zope.interface import Interface, implementer
 
 from ..syscalls import SystemCalls
 from .busy_poll import BusyPoll
+from .low_water import LowWater
 from .plain import is_plain_socket
 from .regions import FileRegion
 
@@ -44,8 +50,9 @@ _KEPT_FREE: Final = 16
 SHORTEST_MOVE: Final = 64 << 10
 """Bytes that must be left of a payload for it to be moved past the transport."""
 
-_TURN_BUDGET: Final = 512 << 10
-LONGEST_MOVE: Final = 1 << 20
+_LONGEST_TURN: Final = 0.001
+LONGEST_MOVE: Final = 512 << 10
+_PIPE_SIZE: Final = 1 << 20
 _READ_SIZE: Final = 64 << 10
 _receive_buffer: Final = memoryview(bytearray(512 << 10))
 _F_SETPIPE_SZ: Final = 1031
@@ -100,6 +107,7 @@ class PayloadReader:
     @param transport: the connection's transport.
     @param protocol: receives what is read; may be None until L{take_over}.
     @param header: bytes of the header that is expected after a payload.
+    @param seconds: a clock that is fine enough for a turn.
     @ivar protocol: the same, an L{IPayloadReceiver}; may be replaced.
     """
 
@@ -110,19 +118,23 @@ class PayloadReader:
         protocol: Any,
         header: int,
         system: SystemCalls,
+        *,
+        seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._reactor = reactor
         self._transport = transport
         self.protocol = protocol
         self._header = header
         self._system = system
+        self._seconds = seconds
         self._descriptor = -1
         self._pipe: tuple[int, int] | None = None
         self._can_splice = system.splice is not None
         self._buffer: memoryview | None = None
         self._read_next = _READ_SIZE
         self._busy_poll: BusyPoll | None = None
-        self._moving = False
+        self._low_water: LowWater | None = None
+        self._left = 0
         self._paused = False
         self._stopped = False
 
@@ -147,6 +159,7 @@ class PayloadReader:
         os.set_inheritable(self._descriptor, False)
         if at_once:
             self._busy_poll = BusyPoll(self._descriptor)
+        self._low_water = LowWater(self._transport.getHandle(), self._reactor)
         self._transport.pauseProducing()
         if not self._paused:
             self._reactor.addReader(self)
@@ -173,6 +186,8 @@ class PayloadReader:
     def stop(self) -> None:
         """Close the descriptors; to be called when the connection is lost."""
         self._stopped = True
+        if self._low_water is not None:
+            self._low_water.stop()
         if self._descriptor >= 0:
             self._reactor.removeReader(self)
             os.close(self._descriptor)
@@ -195,42 +210,50 @@ class PayloadReader:
 
     def doRead(self) -> None:
         """The socket is readable."""
-        turn = _TURN_BUDGET
+        seconds = self._seconds
+        end = seconds() + _LONGEST_TURN
         busy_poll = self._busy_poll
         if busy_poll is not None:
             busy_poll.begin()
-        while turn > 0 and self._descriptor >= 0 and not self._paused:
-            region = self.protocol.payload_region()
-            try:
-                if region is None or (region.length < SHORTEST_MOVE and not self._moving):
-                    if busy_poll is None:
-                        self._read()
-                        return
-                    if self._answer_fast(busy_poll):
-                        return
+        try:
+            while self._descriptor >= 0 and not self._paused:
+                region = self.protocol.payload_region()
+                if region is None or (region.length < SHORTEST_MOVE and not self._left):
+                    self._left = 0
+                    if self._read() if busy_poll is None else self._answer_fast(busy_poll):
+                        break
                 else:
-                    turn -= self._move(region, min(region.length, turn, LONGEST_MOVE))
-            except BlockingIOError:
-                return
-            except OSError:  # of the socket; the disk's are reported further in
-                # The kernel reports it once: the transport would now see a half-close.
-                self.stop()
-                self._transport.abortConnection()
-                return
+                    self._move(region, min(region.length, LONGEST_MOVE))
+                if seconds() >= end:
+                    break
+        except BlockingIOError:
+            pass
+        except OSError:  # of the socket; the disk's are reported further in
+            # The kernel reports it once: the transport would now see a half-close.
+            self.stop()
+            self._transport.abortConnection()
+            return
+        if self._low_water is not None:
+            self._low_water.expect(self._left)
 
     def _hand_back(self) -> None:
         """Let the transport find out how the connection ended, and report it as usual."""
         self.stop()
         self._transport.resumeProducing()
 
-    def _read(self) -> None:
-        """Read bytes that are no payload, or a payload too short to be moved."""
-        data = self._system.read(self._descriptor, self._read_next)
+    def _read(self) -> bool:
+        """Read bytes that are no payload, or a payload too short to be moved.
+
+        @return: whether the turn ends, since that was all.
+        """
+        wanted = self._read_next
+        data = self._system.read(self._descriptor, wanted)
         if not data:
             self._hand_back()
-            return
+            return True
         self._read_next = _READ_SIZE
         self.protocol.dataReceived(data)
+        return len(data) < wanted
 
     def _answer_fast(self, busy_poll: BusyPoll) -> bool:
         """Have messages answered, on the fast path if possible; return whether the turn ends."""
@@ -264,16 +287,15 @@ class PayloadReader:
         self._read_next = _READ_SIZE
         self.protocol.bufferReceived(_receive_buffer[:count])
 
-    def _move(self, region: FileRegion, count: int) -> int:
-        """Move up to C{count} bytes into the region; return how many."""
+    def _move(self, region: FileRegion, count: int) -> None:
+        """Move up to C{count} bytes into the region."""
         move = self._splice if self._can_splice and region.disk.fileno() is not None else self._copy
         moved = move(region, count)
-        self._moving = moved < region.length
+        self._left = region.length - moved
         if moved == 0:
             self._hand_back()
-        elif not self._moving:
+        elif not self._left:
             self._read_next = self._header
-        return moved or _TURN_BUDGET
 
     def _splice(self, region: FileRegion, count: int) -> int:
         try:
@@ -332,7 +354,7 @@ class PayloadReader:
             self._check_descriptors()
             self._pipe = self._system.pipe()
             with contextlib.suppress(OSError):  # beyond the user's limit: a small pipe works too
-                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, LONGEST_MOVE)
+                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, _PIPE_SIZE)
         return self._pipe
 
     def _check_descriptors(self) -> None:

@@ -17,7 +17,8 @@ from blockmig.nbd import Command, ServerTransmission
 from blockmig.runtime import Runtime
 from blockmig.storage import FileDisk
 from blockmig.testing import MemoryDisk, synchronous
-from blockmig.transport import PayloadReader
+from blockmig.transport import LONGEST_MOVE, PayloadReader
+from blockmig.transport.low_water import MARK
 from tests.unit.support import (
     ADDRESS,
     FakeReactor,
@@ -43,7 +44,7 @@ class Case(SynchronousTestCase):
             self.disk.prepare()
         self.make(SpliceCalls())
 
-    def make(self, calls, protocol=None):
+    def make(self, calls, protocol=None, **more):
         self.calls = calls
         self.reactor = FakeReactor()
         ours, self.theirs = socket.socketpair()
@@ -53,7 +54,7 @@ class Case(SynchronousTestCase):
         self.transport = SocketTransport(ours, self.protocol, self.reactor)
         self.addCleanup(ours.close)
         self.protocol.makeConnection(self.transport)
-        self.reader = PayloadReader(self.reactor, self.transport, self.protocol, 28, calls)
+        self.reader = PayloadReader(self.reactor, self.transport, self.protocol, 28, calls, **more)
 
     def feed(self, data):
         """Send C{data} while the reactor turns."""
@@ -136,6 +137,39 @@ class SpliceTests(Case):
         self.assertGreater(self.protocol.moved, 0)
         self.assertEqual(DATA[self.protocol.moved :] + b"x", self.protocol.bytes)
 
+    def test_a_turn_goes_on_for_a_millisecond_only(self):
+        """A step moves so many bytes at most; after the time is over there is no other."""
+        now = [0.0]
+        steps = []
+
+        class Slow(SpliceCalls):
+            def splice(self, source, target, count, **offsets):
+                if not offsets:
+                    steps.append(count)
+                    now[0] += 0.0004
+                return super().splice(source, target, count, **offsets)
+
+        self.make(Slow(), seconds=lambda: now[0])
+        self.reader.take_over()
+        self.theirs.send(DATA[:100_000])
+        self.calls.script = [1000] * 100
+        self.reactor.look()
+        self.assertEqual([LONGEST_MOVE] * 3, steps)
+        self.reader.stop()
+
+    def test_a_turn_goes_on_from_payload_to_payload(self):
+        class Again(PayloadSink):
+            def dataReceived(self, data):
+                super().dataReceived(data)
+                self.left = 70_000
+
+        self.make(SpliceCalls(), Again(self.disk, 70_000), seconds=lambda: 0.0)
+        self.reader.take_over()
+        self.theirs.send(DATA[:70_000] + b"x" * 28 + DATA[:70_000])
+        self.reactor.look()
+        self.assertEqual((140_000, b"x" * 28), (self.protocol.moved, self.protocol.bytes))
+        self.reader.stop()
+
     def test_only_a_header_is_read_after_a_payload(self):
         self.reader.take_over()
         self.feed(DATA)
@@ -211,6 +245,59 @@ class SpliceTests(Case):
         self.reader.resume()
         self.reader.take_over()
         self.assertEqual([], self.reactor.readers)
+
+
+class MarkedSocket:
+    """The socket, as if it were TCP's; notes for how many bytes the reader wants to be woken up."""
+
+    family = socket.AF_INET
+
+    def __init__(self):
+        self.marks = []
+
+    def setsockopt(self, level, option, value):
+        self.marks.append(value)
+
+
+class WakingUpTests(Case):
+    """For how many bytes the reader wants to be woken up."""
+
+    def setUp(self):
+        super().setUp()
+        self.begin(SpliceCalls())
+
+    def begin(self, calls):
+        self.make(calls)
+        self.handle = MarkedSocket()
+        self.transport.getHandle = lambda: self.handle
+        self.reader.take_over()
+        self.addCleanup(self.reader.stop)
+
+    def test_in_the_middle_of_a_payload_it_is_many(self):
+        self.feed(DATA[: 1 << 20])
+        self.assertEqual([MARK], self.handle.marks)
+
+    def test_shortly_before_its_end_it_is_what_is_left(self):
+        self.feed(DATA[: SIZE - 1000])
+        self.assertEqual(1000, self.handle.marks[-1])
+
+    def test_after_its_end_it_is_every_byte(self):
+        self.feed(DATA)
+        self.assertEqual(1, self.handle.marks[-1])
+
+    def test_after_a_failure_it_is_every_byte(self):
+        self.feed(DATA[: 1 << 20])
+        self.calls.file_error = errno.ENOSPC
+        self.feed(DATA[1 << 20 : 2 << 20])
+        self.assertEqual([errno.ENOSPC], [error.errno for error in self.protocol.failed])
+        self.assertEqual(1, self.handle.marks[-1])
+
+    def test_for_the_transport_it_is_every_byte(self):
+        """Who reads on where this reader stops."""
+        self.feed(DATA[: 1 << 20])
+        self.theirs.close()
+        self.reactor.run_dry()
+        self.assertEqual(1, self.handle.marks[-1])
 
 
 class TakingOverTests(Case):
