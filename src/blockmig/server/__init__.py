@@ -11,7 +11,7 @@ from .changes import Changes, Throttle
 from .clients import Clients
 from .connection import ServerConnection
 from .exports import Exports
-from .handler import IExportHandler
+from .handler import IBatchHandler, IExportHandler
 from .handshake import ConnectionSettings
 from .latency import LatencyMonitor
 from .limited_log import LimitedLog
@@ -29,6 +29,7 @@ __all__ = [
     "ConnectionSettings",
     "DiskAccess",
     "Exports",
+    "IBatchHandler",
     "IConnectionOwner",
     "IExportHandler",
     "LatencyMonitor",

@@ -287,10 +287,13 @@ class RequestExecutor:
             lambda failure: self._wire.reply(request, _wire_errno(failure.value)),
         )
 
-    def _reply_failed(self, request: Request, error: BaseException | None) -> ReplyItems:
+    def failed(self, request: Request, error: BaseException | None) -> None:
         """Answer the client first: the handler may end the connection because of the error."""
         self._outgoing.send(self._wire.reply(request, _wire_errno(error)))
         self._handler.failed(self._connection, request, error)
+
+    def _reply_failed(self, request: Request, error: BaseException | None) -> ReplyItems:
+        self.failed(request, error)
         return []
 
 

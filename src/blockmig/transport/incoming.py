@@ -3,7 +3,7 @@
 Owns the reading side of one plain socket, from its first large payload on, or from when it is told
 to take over at once. While its `IPayloadReceiver` names a region for the next bytes on the wire,
 they are moved there by splice(2) through a pipe (or by readv into a buffer and pwrite, where splice
-cannot be used); all other bytes are passed to `dataReceived`. On any other transport nothing is
+cannot be used); all other bytes are passed to `bufferReceived`. On any other transport nothing is
 taken over, and the transport's own protocol receives everything.
 
 Rules:
@@ -53,7 +53,7 @@ SHORTEST_MOVE: Final = 64 << 10
 _LONGEST_TURN: Final = 0.001
 LONGEST_MOVE: Final = 512 << 10
 _PIPE_SIZE: Final = 1 << 20
-_READ_SIZE: Final = 64 << 10
+_READ_SIZE: Final = 256 << 10
 _receive_buffer: Final = memoryview(bytearray(512 << 10))
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -68,7 +68,7 @@ class IPayloadReceiver(Interface):
     def bufferReceived(view: memoryview) -> None:
         """As C{dataReceived}, with bytes that are valid only until this returns.
 
-        Called only where reading was taken over at once.
+        Called once the reading was taken over.
         """
 
     def fast_responder() -> Any:
@@ -138,11 +138,12 @@ class PayloadReader:
         self._paused = False
         self._stopped = False
 
-    def take_over(self, at_once: bool = False) -> None:
+    def take_over(self, at_once: bool = False, *, poll: bool = True) -> None:
         """Take over the reading, if the next bytes are a payload that is large enough.
 
         @param at_once: take over in any case. Small messages are then read past the transport too,
             as many in a turn as were received, and passed to C{bufferReceived}.
+        @param poll: with C{at_once}, poll for the next ones.
         """
         if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
             return
@@ -157,7 +158,7 @@ class PayloadReader:
         except OSError:  # out of descriptors: the transport reads on, more slowly
             return
         os.set_inheritable(self._descriptor, False)
-        if at_once:
+        if at_once and poll:
             self._busy_poll = BusyPoll(self._descriptor)
         self._low_water = LowWater(self._transport.getHandle(), self._reactor)
         self._transport.pauseProducing()
@@ -246,14 +247,14 @@ class PayloadReader:
 
         @return: whether the turn ends, since that was all.
         """
-        wanted = self._read_next
-        data = self._system.read(self._descriptor, wanted)
-        if not data:
+        wanted = _receive_buffer[: self._read_next]
+        count = self._system.readv(self._descriptor, (wanted,))
+        if not count:
             self._hand_back()
             return True
         self._read_next = _READ_SIZE
-        self.protocol.dataReceived(data)
-        return len(data) < wanted
+        self.protocol.bufferReceived(wanted[:count])
+        return count < len(wanted)
 
     def _answer_fast(self, busy_poll: BusyPoll) -> bool:
         """Have messages answered, on the fast path if possible; return whether the turn ends."""

@@ -310,6 +310,14 @@ class TakingOverTests(Case):
         self.assertEqual([self.reader], self.reactor.readers)
         self.reader.stop()
 
+    def test_small_messages_are_read_past_the_transport_too_where_that_is_wanted(self):
+        self.protocol.left = 0
+        self.reader.take_over(at_once=True, poll=False)
+        self.assertEqual([self.reader], self.reactor.readers)
+        self.feed(b"a message")
+        self.assertEqual(b"a message", self.protocol.bytes)
+        self.reader.stop()
+
     def test_without_a_region_reading_is_left_to_the_transport(self):
         self.protocol.left = 0
         self.reader.take_over()
@@ -384,6 +392,28 @@ class ReceiverTests(Case):
         self.reactor.run_dry()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
         self.assertEqual(DATA, self.disk.read(0, SIZE))
+
+    def test_small_writes_are_answered_in_one_piece(self):
+        self.begin()
+        self.write(0, DATA[:4096], 1)
+        self.answers()
+        sends = []
+        self.calls.send = lambda handle, data, flags: sends.append(bytes(data)) or len(data)
+        messages = [
+            request_bytes(Command.WRITE, offset, 4096, 0, offset) + DATA[offset : offset + 4096]
+            for offset in range(4096, 40960, 4096)
+        ]
+        self.feed(b"".join(messages))
+        self.assertEqual([b"".join(map(self.expected, range(4096, 40960, 4096)))], sends)
+        self.assertEqual(DATA[:40960], self.disk.read(0, 40960))
+
+    def test_after_small_writes_the_reading_is_taken_over(self):
+        self.begin()
+        self.write(0, DATA[:4096], 1)
+        self.assertEqual([self.transport], self.reactor.readers)
+        self.write(4096, DATA[4096:8192], 2)
+        self.assertNotIn(self.transport, self.reactor.readers)
+        self.assertEqual(self.expected(1) + self.expected(2), self.answers())
 
     def check_failure(self):
         self.assertEqual(self.expected(9, 28), self.answers())
