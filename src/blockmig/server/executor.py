@@ -46,6 +46,7 @@ _WRITE: Final = int(Command.WRITE)
 _FLUSH: Final = int(Command.FLUSH)
 _STATUS: Final = int(Command.BLOCK_STATUS)
 _CACHE: Final = int(Command.CACHE)
+_FUA: Final = int(CommandFlag.FUA)
 
 
 class IncomingWrite:
@@ -258,7 +259,7 @@ class RequestExecutor:
 
     def _flush_if_asked(self, request: Request, changing: Deferred[Any] | None) -> EventualReply:
         """The disk is being changed, or was (None); with FUA, flush it after that."""
-        if request.flags & CommandFlag.FUA:
+        if request.flags & _FUA:
             flush = self._backend.flush
             changing = flush() if changing is None else changing.addCallback(lambda _: flush())
         return self._reply_when_done(request, changing)

@@ -6,8 +6,9 @@ piece. Nothing is asked or made for each of them, since a fragmented disk is hun
 Rules:
 
 * only plainly valid requests are carried out here: small ones, without flags, whose payload is here
-  as a whole, and which end before the disk's last byte. Everything else is left for the general
-  way: a WRITE of which a part is missing, too, since every page of it is to be noticed;
+  as a whole, and which end before the disk's last byte; and zeroes of any length for what is a new
+  file's hole. Everything else is left for the general way: a WRITE of which a part is missing, too,
+  since every page of it is to be noticed;
 * the handler (`IBatchHandler`) is asked before the first change, and notified after the last one,
   before any of them is answered;
 * the first one that the disk fails is the last one here; nothing is tried again.
@@ -26,6 +27,7 @@ from ..nbd import (
     Export,
     Request,
 )
+from ..storage import is_untouched
 from .access import SMALL
 from .backend import SHORT_ZEROES
 from .traffic import TrafficCounters
@@ -33,7 +35,6 @@ from .traffic import TrafficCounters
 _WRITE: Final = int(Command.WRITE)
 _ZEROES: Final = int(Command.WRITE_ZEROES)
 _HEADER: Final = REQUEST.size
-_LONGEST: Final = {_WRITE: SMALL, _ZEROES: SHORT_ZEROES}
 
 Failed = tuple[Request, OSError]
 """A request, and what the disk failed it with."""
@@ -82,7 +83,8 @@ class FastChanges:
                     disk.write(request.offset, data[payload:position])
                 else:
                     position = payload
-                    disk.zero(request.offset, request.length, False)
+                    if request.length <= SHORT_ZEROES:  # a longer range is zero already
+                        disk.zero(request.offset, request.length, False)
                 requests.append(request)
         except OSError as error:
             failed = (request, error)
@@ -105,13 +107,18 @@ class FastChanges:
         if (
             magic != REQUEST_MAGIC
             or flags
-            or not 0 < length <= _LONGEST.get(command, 0)
+            or not length
             or offset + length >= self._size
             or (offset | length) & self._unaligned
-            or (command == _WRITE and payload + length > len(data))
         ):
             return None
-        return request, payload
+        if command == _WRITE:
+            quick = length <= min(SMALL, len(data) - payload)
+        else:
+            quick = command == _ZEROES and (
+                length <= SHORT_ZEROES or is_untouched(self._handler.disk, offset, length)
+            )
+        return (request, payload) if quick else None
 
     def _count(self, requests: list[Request]) -> None:
         written = [length for _, command, _, _, length in requests if command == _WRITE]

@@ -24,7 +24,7 @@ import contextlib
 import socket
 from typing import Any, Final
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 MARK: Final = 256 << 10
 """Bytes for which it is worth waking up."""
@@ -39,10 +39,11 @@ class LowWater:
     """The mark of one socket.
 
     @param handle: the socket; nothing is done to one that is not TCP's.
+    @param clock: an IReactorTime.
     """
 
-    def __init__(self, handle: Any, clock: IReactorTime) -> None:
-        self._handle = handle if _OPTION is not None and handle.family in _TCP else None
+    def __init__(self, handle: Any, clock: Any) -> None:
+        self._handle: Any = handle if _OPTION is not None and handle.family in _TCP else None
         self._clock = clock
         self._mark = 1
         self._left = 0

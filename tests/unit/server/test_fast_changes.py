@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.nbd import Command, Export, Request, TransmissionFlag
 from blockmig.server.fast_changes import FastChanges
 from blockmig.server.traffic import TrafficCounters
+from blockmig.storage import FileDisk
 from blockmig.testing import MemoryDisk
 from tests.unit.support import QuickDisk, request_bytes
 
@@ -107,6 +108,19 @@ class FastChangesTests(SynchronousTestCase):
 
     def test_long_zeroes_are_left(self):
         self.check_left(zeroes(1, 0, (1 << 20) + 1))
+
+    def test_a_long_hole_of_a_new_file_is_zero_already(self):
+        disk = FileDisk(self.mktemp(), size=SIZE)
+        self.addCleanup(disk.close)
+        disk.prepare()
+        self.make(disk)
+        self.assertEqual((b"", replies(1)), self.carry_out(zeroes(1, 0, SIZE - 1)))
+        disk.write(SIZE // 2, b"data")
+        message = zeroes(2, 0, SIZE - 1)
+        self.assertEqual((message, b""), self.carry_out(message))
+
+    def test_other_commands_are_left(self):
+        self.check_left(request_bytes(Command.TRIM, 0, 4096, 0, 1))
 
     def test_what_has_no_length_is_left(self):
         self.check_left(write(1, 0, b""))

@@ -42,6 +42,8 @@ class IncomingAttempt:
     @ivar data: bytes received as data; repeated ones count again.
     @ivar zeroes: bytes zeroed or trimmed.
     @ivar changing: changes that were admitted and are not done.
+    @ivar goes_on: the migration's machine is copying; from when it is not, nothing more is admitted
+        without asking it.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class IncomingAttempt:
         self.data = 0
         self.zeroes = 0
         self.changing = 0
+        self.goes_on = True
         self._waiting: list[Deferred[None]] = []
         self._furthest = 0
         self._write_behind = WriteBehind(

@@ -82,6 +82,9 @@ class MigrationExport:
             error := migration.failures.check_last_byte(request)
         ):
             return error
+        if migration.may_go_on(connection):
+            migration.change_begins()
+            return Errno.OK
         answer = migration.ending_errno or migration.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
             migration.change_begins()

@@ -248,10 +248,15 @@ class IncomingMigration:
         return Errno.ESHUTDOWN if is_ending else None
 
     def may_go_on(self, connection: ServerConnection) -> bool:
-        """Whether C{connection} may change the disk as it did before, with nothing to wait for."""
-        if not self.owns_attempt(connection) or self.record.phase == Phase.COPIED:
+        """Whether C{connection} may change the disk as it did before, with nothing to wait for.
+
+        It is what L{change} and the machine would answer; but that costs more than all else that a
+        request needs.
+        """
+        attempt, record = self.attempt, self.record
+        if attempt is None or not attempt.goes_on or attempt.connection is not connection:
             return False
-        return self.ending_errno is None and self.machine.change(connection) == Errno.OK
+        return record.phase == Phase.COPYING and not record.retired and self.ending_errno is None
 
     # Changes and flushes.
 
@@ -421,7 +426,10 @@ class IncomingMigration:
         replacement, self._replacement = self._replacement, None
         if replacement is not None:
             replacement.over()
-        if attempt is not None and attempt.is_waited_for:
+        if attempt is None:
+            return
+        attempt.goes_on = False
+        if attempt.is_waited_for:
             self._runtime.reactor.callLater(0, attempt.release_waiting)
 
     def _release_readers(self) -> None:

@@ -87,6 +87,17 @@ class ClaimTests(ReceiverCase):
         self.assertEqual([errno.ENOSPC], client.errors())
         self.assertEqual(0, self.receiver._migration.attempt.changing)
 
+    def test_once_the_disconnect_is_accepted_the_machine_is_asked_again(self):
+        threads = self.threads()
+        client = self.client()
+        client.write(0, DATA)
+        threads.run()
+        self.assertEqual([0], client.errors())
+        migration = self.receiver._migration
+        self.assertTrue(migration.may_go_on(client.connection))
+        client.disconnect()
+        self.assertFalse(migration.may_go_on(client.connection))
+
     def test_a_claim_outlives_its_connection(self):
         """The conversation may be lost before the first change has arrived."""
         _, handoff = self.claimed()
