@@ -441,6 +441,9 @@ class PayloadSink(Protocol):
     def dataReceived(self, data):
         self.bytes += data
 
+    def bufferReceived(self, view):
+        self.dataReceived(bytes(view))
+
     def connectionLost(self, reason):
         self.lost = reason
 
@@ -459,9 +462,9 @@ class SpliceCalls(SystemCalls):
         self.pipes.append(os.pipe())
         return self.pipes[-1]
 
-    def read(self, descriptor, count):
-        self.reads.append(count)
-        return os.read(descriptor, count)
+    def readv(self, descriptor, buffers):
+        self.reads.append(sum(map(len, buffers)))
+        return os.readv(descriptor, buffers)
 
     def splice(self, source, target, count, **offsets):
         self.splices += 1

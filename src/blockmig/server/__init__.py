@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .clients import Clients
     from .connection import ServerConnection
     from .exports import Exports
-    from .handler import IExportHandler
+    from .handler import IBatchHandler, IExportHandler
     from .handshake import ConnectionSettings
     from .latency import LatencyMonitor
     from .limited_log import LimitedLog
@@ -38,6 +38,7 @@ else:
             "ConnectionSettings": "handshake",
             "DiskAccess": "access",
             "Exports": "exports",
+            "IBatchHandler": "handler",
             "IConnectionOwner": "owner",
             "IExportHandler": "handler",
             "LatencyMonitor": "latency",
@@ -60,6 +61,7 @@ __all__ = [
     "ConnectionSettings",
     "DiskAccess",
     "Exports",
+    "IBatchHandler",
     "IConnectionOwner",
     "IExportHandler",
     "LatencyMonitor",

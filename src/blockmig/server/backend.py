@@ -40,6 +40,11 @@ SHORT_ZEROES: Final = 1 << 20
 IO_SIZE: Final = 1 << 20
 """Bytes that a thread reads or writes at a time."""
 
+# Enum's own operators are Python functions, and these are used for each request.
+_FUA: Final = int(CommandFlag.FUA)
+_NO_HOLE: Final = int(CommandFlag.NO_HOLE)
+_FAST_ZERO: Final = int(CommandFlag.FAST_ZERO)
+
 _ZEROING_SLICE: Final = 256 << 20
 
 
@@ -145,7 +150,7 @@ class PlainBackend:
     def change(self, request: Request) -> Deferred[Any] | None:
         if self._is_done(request):
             return None
-        short = request.length <= SHORT_ZEROES and not request.flags & CommandFlag.FUA
+        short = request.length <= SHORT_ZEROES and not request.flags & _FUA
         if short and not self._is_slow:
             self._change(request)
             return None
@@ -154,7 +159,7 @@ class PlainBackend:
     def _is_done(self, request: Request) -> bool:
         """Whether zeroes are where they are to be: a new file's hole, however long it is."""
         zeroes = request.command == Command.WRITE_ZEROES
-        if not zeroes or request.flags & (CommandFlag.NO_HOLE | CommandFlag.FUA):
+        if not zeroes or request.flags & (_NO_HOLE | _FUA):
             return False
         return is_untouched(self._disk, request.offset, request.length)
 
@@ -177,8 +182,8 @@ def change(disk: IDisk, request: Request, check: Callable[[], None] = lambda: No
     @param check: called before each slice; raises if the rest is no longer wanted.
     """
     offset, end = request.offset, request.offset + request.length
-    allocate = bool(request.flags & CommandFlag.NO_HOLE)
-    fast = bool(request.flags & CommandFlag.FAST_ZERO)
+    allocate = bool(request.flags & _NO_HOLE)
+    fast = bool(request.flags & _FAST_ZERO)
     while offset < end:
         check()
         length = min(_ZEROING_SLICE, end - offset)

@@ -46,6 +46,7 @@ _WRITE: Final = int(Command.WRITE)
 _FLUSH: Final = int(Command.FLUSH)
 _STATUS: Final = int(Command.BLOCK_STATUS)
 _CACHE: Final = int(Command.CACHE)
+_FUA: Final = int(CommandFlag.FUA)
 
 
 class IncomingWrite:
@@ -258,7 +259,7 @@ class RequestExecutor:
 
     def _flush_if_asked(self, request: Request, changing: Deferred[Any] | None) -> EventualReply:
         """The disk is being changed, or was (None); with FUA, flush it after that."""
-        if request.flags & CommandFlag.FUA:
+        if request.flags & _FUA:
             flush = self._backend.flush
             changing = flush() if changing is None else changing.addCallback(lambda _: flush())
         return self._reply_when_done(request, changing)
@@ -287,10 +288,13 @@ class RequestExecutor:
             lambda failure: self._wire.reply(request, _wire_errno(failure.value)),
         )
 
-    def _reply_failed(self, request: Request, error: BaseException | None) -> ReplyItems:
+    def failed(self, request: Request, error: BaseException | None) -> None:
         """Answer the client first: the handler may end the connection because of the error."""
         self._outgoing.send(self._wire.reply(request, _wire_errno(error)))
         self._handler.failed(self._connection, request, error)
+
+    def _reply_failed(self, request: Request, error: BaseException | None) -> ReplyItems:
+        self.failed(request, error)
         return []
 
 

@@ -69,3 +69,20 @@ class IExportHandler(Interface):
 
     def gone(connection: Any) -> None:
         """The connection is gone, with or without a DISC, and no request of it is in progress."""
+
+
+class IBatchHandler(IExportHandler):
+    """One that need not be asked about each small change (L{FastChanges})."""
+
+    def begin_batch(connection: Any) -> bool:
+        """Whether changes of C{connection} may be made now, without L{admit}: ones that the
+        protocol allows, and that end before the disk's last byte.
+
+        If so, the first one is about to be made, and L{end_batch} follows before anything else.
+        """
+
+    def end_batch(connection: Any, requests: Any, failed: bool) -> None:
+        """These changes were made, perhaps none; they are about to be answered.
+
+        @param failed: so was another one, which failed; L{failed} is called next.
+        """

@@ -1,8 +1,8 @@
 """The phase in which a client's requests are carried out.
 
 Owns what was received and not yet processed, the WRITE whose payload is on the wire, and the count
-of what is in progress. `executor` carries a request out and makes its reply; `fast_path` answers
-small requests that need no admission and no waiting.
+of what is in progress. `executor` carries a request out and makes its reply; `fast_path`, and
+`fast_changes` at a receiver, answer small requests that need no admission and no waiting.
 
 Rules:
 
@@ -37,8 +37,9 @@ from ..transport import FastTurn, FileRegion
 from .access import SMALL
 from .backend import Backend, EventualReply, PlainBackend, ReplyItems
 from .executor import IncomingWrite, RequestExecutor
+from .fast_changes import FastChanges
 from .fast_path import FastPath
-from .handler import IExportHandler
+from .handler import IBatchHandler, IExportHandler
 from .holds import BACKLOG, BLOCKING, CLIENT_WAITS, CLOSING, DRAINING, HELD, IN_PROGRESS, Hold
 from .phase import Phase, PhaseContext
 from .shared import SharedBackend
@@ -82,9 +83,14 @@ class Session(Phase):
         self._wire = wire = ServerTransmission(structured)
         access = handler.access
         self._fast_path: FastPath | None = None
+        self._fast_changes: FastChanges | None = None
         self._backend: Backend
         if access is None:
             self._backend = PlainBackend(handler.disk, wire, in_thread)
+            if IBatchHandler.providedBy(handler):
+                self._fast_changes = FastChanges(
+                    handler, connection, negotiated.export, context.traffic
+                )
         else:
             self._backend = SharedBackend(access, wire, structured)
             self._fast_path = FastPath(access, negotiated.export, structured, context.traffic)
@@ -140,7 +146,7 @@ class Session(Phase):
 
     def _process(self) -> None:
         """Process what was received, as far as that is allowed."""
-        if self._processing or self._take_fast_path():
+        if self._processing or self._take_short_way():
             return
         self._processing = True
         try:
@@ -154,7 +160,7 @@ class Session(Phase):
                     self._payload(write, event.data)
                 else:
                     self._end_of_payload(write)
-                if self._write is None and self._take_fast_path():
+                if self._write is None and self._take_short_way():
                     break
         except RemoteProtocolError as error:
             self._protocol_error(error)
@@ -176,6 +182,30 @@ class Session(Phase):
         ):
             self._context.holds.add(BACKLOG)
         return self._reasons.isdisjoint(BLOCKING)
+
+    def _take_short_way(self) -> bool:
+        """Carry out small requests in one go, where that is possible.
+
+        @return: whether there is nothing more to do until more was received.
+        """
+        return self._take_fast_path() if self._fast_changes is None else self._change_fast()
+
+    def _change_fast(self) -> bool:
+        """As L{_take_fast_path}, with the changes at a receiver."""
+        assert self._fast_changes is not None
+        if self._reasons or self._write is not None or self._outgoing.pending:
+            return False
+        received, position = self._wire.unread()
+        end, replies, failed = self._fast_changes.carry_out(memoryview(received), position)
+        if end == position:
+            return False
+        self._wire.skip(end)
+        self._outgoing.send_view(replies)
+        # More is read at a time than by the transport.
+        self._context.incoming.take_over(at_once=True, poll=False)
+        if failed is not None:
+            self._executor.failed(*failed)
+        return end == len(received)
 
     def _take_fast_path(self) -> bool:
         """Answer as many of the next requests as the fast path can.

@@ -3,7 +3,7 @@
 Owns the reading side of one plain socket, from its first large payload on, or from when it is told
 to take over at once. While its `IPayloadReceiver` names a region for the next bytes on the wire,
 they are moved there by splice(2) through a pipe (or by readv into a buffer and pwrite, where splice
-cannot be used); all other bytes are passed to `dataReceived`. On any other transport nothing is
+cannot be used); all other bytes are passed to `bufferReceived`. On any other transport nothing is
 taken over, and the transport's own protocol receives everything.
 
 Rules:
@@ -13,10 +13,13 @@ Rules:
 * at any time either this reader or the transport reads, never both;
 * after a payload's last byte exactly one header is read, since another payload may follow it, whose
   first bytes would otherwise pass through memory;
+* in the middle of a payload the reader is woken up for many bytes, not for each segment
+  (`low_water`);
 * the end of the connection is left to the transport, which notifies the protocol as usual;
 * it works without descriptors of its own, more slowly: it takes none where few are left, which the
   process needs for its files;
-* a turn of the reactor moves a bounded number of bytes, and takes a bounded time;
+* a turn of the reactor ends after a millisecond, and with the step in which that is over: a step
+  moves a bounded number of bytes;
 * a disk error is reported with `payload_failed` before the bytes that were lost are reported with
   `payload_moved`, or their request would seem to have succeeded.
 """
@@ -27,6 +30,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -37,6 +41,7 @@ from zope.interface import Interface, implementer
 
 from ..syscalls import SystemCalls
 from .busy_poll import BusyPoll
+from .low_water import LowWater
 from .plain import is_plain_socket
 from .regions import FileRegion
 
@@ -46,9 +51,10 @@ _KEPT_FREE: Final = 16
 SHORTEST_MOVE: Final = 64 << 10
 """Bytes that must be left of a payload for it to be moved past the transport."""
 
-_TURN_BUDGET: Final = 512 << 10
-LONGEST_MOVE: Final = 1 << 20
-_READ_SIZE: Final = 64 << 10
+_LONGEST_TURN: Final = 0.001
+LONGEST_MOVE: Final = 512 << 10
+_PIPE_SIZE: Final = 1 << 20
+_READ_SIZE: Final = 256 << 10
 _receive_buffer: Final = memoryview(bytearray(512 << 10))
 _F_SETPIPE_SZ: Final = 1031
 _NO_SPLICE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -73,7 +79,7 @@ class IPayloadReceiver(Interface):
     def bufferReceived(view: memoryview) -> None:
         """As C{dataReceived}, with bytes that are valid only until this returns.
 
-        Called only where reading was taken over at once.
+        Called once the reading was taken over.
         """
 
     def fast_turn() -> Any:
@@ -109,6 +115,7 @@ class PayloadReader:
     @param transport: the connection's transport.
     @param protocol: receives what is read; may be None until L{take_over}.
     @param header: bytes of the header that is expected after a payload.
+    @param seconds: a clock that is fine enough for a turn.
     @ivar protocol: the same, an L{IPayloadReceiver}; may be replaced.
     """
 
@@ -119,34 +126,40 @@ class PayloadReader:
         protocol: Any,
         header: int,
         system: SystemCalls,
+        *,
+        seconds: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._reactor = reactor
         self._transport = transport
         self.protocol = protocol
         self._header = header
         self._system = system
+        self._seconds = seconds
         self._descriptor = -1
         self._pipe: tuple[int, int] | None = None
         self._can_splice = system.splice is not None
         self._buffer: memoryview | None = None
         self._read_next = _READ_SIZE
         self._busy_poll: BusyPoll | None = None
-        self._moving = False
+        self._low_water: LowWater | None = None
+        self._left = 0
         self._paused = False
         self._stopped = False
 
-    def take_over(self, at_once: bool = False) -> None:
+    def take_over(self, at_once: bool = False, *, poll: bool = True) -> None:
         """Take over the reading, if the next bytes are a payload that is large enough.
 
         @param at_once: take over in any case. Small messages are then read past the transport too,
             as many in a turn as were received, and passed to C{bufferReceived}.
+        @param poll: with C{at_once}, poll for the next ones.
         """
         if self._descriptor >= 0 or self._stopped or not is_plain_socket(self._transport):
             return
         region = self.protocol.payload_region()
         if not at_once and (region is None or region.length < SHORTEST_MOVE):
             return
-        if not IReactorFDSet.providedBy(self._reactor):
+        reactor = self._reactor
+        if not IReactorFDSet.providedBy(reactor):
             return
         try:
             self._check_descriptors()
@@ -154,8 +167,9 @@ class PayloadReader:
         except OSError:  # out of descriptors: the transport reads on, more slowly
             return
         os.set_inheritable(self._descriptor, False)
-        if at_once:
+        if at_once and poll:
             self._busy_poll = BusyPoll(self._descriptor)
+        self._low_water = LowWater(self._transport.getHandle(), self._reactor)
         self._transport.pauseProducing()
         if not self._paused:
             self._reactor.addReader(self)
@@ -182,6 +196,8 @@ class PayloadReader:
     def stop(self) -> None:
         """Close the descriptors; to be called when the connection is lost."""
         self._stopped = True
+        if self._low_water is not None:
+            self._low_water.stop()
         if self._descriptor >= 0:
             self._reactor.removeReader(self)
             os.close(self._descriptor)
@@ -204,42 +220,50 @@ class PayloadReader:
 
     def doRead(self) -> None:
         """The socket is readable."""
-        turn = _TURN_BUDGET
+        seconds = self._seconds
+        end = seconds() + _LONGEST_TURN
         busy_poll = self._busy_poll
         if busy_poll is not None:
             busy_poll.begin()
-        while turn > 0 and self._descriptor >= 0 and not self._paused:
-            region = self.protocol.payload_region()
-            try:
-                if region is None or (region.length < SHORTEST_MOVE and not self._moving):
-                    if busy_poll is None:
-                        self._read()
-                        return
-                    if self._answer_fast(busy_poll):
-                        return
+        try:
+            while self._descriptor >= 0 and not self._paused:
+                region = self.protocol.payload_region()
+                if region is None or (region.length < SHORTEST_MOVE and not self._left):
+                    self._left = 0
+                    if self._read() if busy_poll is None else self._answer_fast(busy_poll):
+                        break
                 else:
-                    turn -= self._move(region, min(region.length, turn, LONGEST_MOVE))
-            except BlockingIOError:
-                return
-            except OSError:  # of the socket; the disk's are reported further in
-                # The kernel reports it once: the transport would now see a half-close.
-                self.stop()
-                self._transport.abortConnection()
-                return
+                    self._move(region, min(region.length, LONGEST_MOVE))
+                if seconds() >= end:
+                    break
+        except BlockingIOError:
+            pass
+        except OSError:  # of the socket; the disk's are reported further in
+            # The kernel reports it once: the transport would now see a half-close.
+            self.stop()
+            self._transport.abortConnection()
+            return
+        if self._low_water is not None:
+            self._low_water.expect(self._left)
 
     def _hand_back(self) -> None:
         """Let the transport find out how the connection ended, and report it as usual."""
         self.stop()
         self._transport.resumeProducing()
 
-    def _read(self) -> None:
-        """Read bytes that are no payload, or a payload too short to be moved."""
-        data = self._system.read(self._descriptor, self._read_next)
-        if not data:
+    def _read(self) -> bool:
+        """Read bytes that are no payload, or a payload too short to be moved.
+
+        @return: whether the turn ends, since that was all.
+        """
+        wanted = _receive_buffer[: self._read_next]
+        count = self._system.readv(self._descriptor, (wanted,))
+        if not count:
             self._hand_back()
-            return
+            return True
         self._read_next = _READ_SIZE
-        self.protocol.dataReceived(data)
+        self.protocol.bufferReceived(wanted[:count])
+        return count < len(wanted)
 
     def _answer_fast(self, busy_poll: BusyPoll) -> bool:
         """Have messages answered, on the fast path if possible; return whether the turn ends."""
@@ -263,16 +287,15 @@ class PayloadReader:
         self._read_next = _READ_SIZE
         self.protocol.bufferReceived(_receive_buffer[:count])
 
-    def _move(self, region: FileRegion, count: int) -> int:
-        """Move up to C{count} bytes into the region; return how many."""
+    def _move(self, region: FileRegion, count: int) -> None:
+        """Move up to C{count} bytes into the region."""
         move = self._splice if self._can_splice and region.disk.fileno() is not None else self._copy
         moved = move(region, count)
-        self._moving = moved < region.length
+        self._left = region.length - moved
         if moved == 0:
             self._hand_back()
-        elif not self._moving:
+        elif not self._left:
             self._read_next = self._header
-        return moved or _TURN_BUDGET
 
     def _splice(self, region: FileRegion, count: int) -> int:
         try:
@@ -331,7 +354,7 @@ class PayloadReader:
             self._check_descriptors()
             self._pipe = self._system.pipe()
             with contextlib.suppress(OSError):  # beyond the user's limit: a small pipe works too
-                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, LONGEST_MOVE)
+                fcntl.fcntl(self._pipe[1], _F_SETPIPE_SZ, _PIPE_SIZE)
         return self._pipe
 
     def _check_descriptors(self) -> None:

@@ -17,7 +17,8 @@ from blockmig.nbd import Command, ServerTransmission
 from blockmig.runtime import Runtime
 from blockmig.storage import FileDisk
 from blockmig.testing import MemoryDisk, synchronous
-from blockmig.transport import PayloadReader
+from blockmig.transport import LONGEST_MOVE, PayloadReader
+from blockmig.transport.low_water import MARK
 from tests.unit.support import (
     ADDRESS,
     FakeReactor,
@@ -43,7 +44,7 @@ class Case(SynchronousTestCase):
             self.disk.prepare()
         self.make(SpliceCalls())
 
-    def make(self, calls, protocol=None):
+    def make(self, calls, protocol=None, **more):
         self.calls = calls
         self.reactor = FakeReactor()
         ours, self.theirs = socket.socketpair()
@@ -53,7 +54,7 @@ class Case(SynchronousTestCase):
         self.transport = SocketTransport(ours, self.protocol, self.reactor)
         self.addCleanup(ours.close)
         self.protocol.makeConnection(self.transport)
-        self.reader = PayloadReader(self.reactor, self.transport, self.protocol, 28, calls)
+        self.reader = PayloadReader(self.reactor, self.transport, self.protocol, 28, calls, **more)
 
     def feed(self, data):
         """Send C{data} while the reactor turns."""
@@ -136,6 +137,39 @@ class SpliceTests(Case):
         self.assertGreater(self.protocol.moved, 0)
         self.assertEqual(DATA[self.protocol.moved :] + b"x", self.protocol.bytes)
 
+    def test_a_turn_goes_on_for_a_millisecond_only(self):
+        """A step moves so many bytes at most; after the time is over there is no other."""
+        now = [0.0]
+        steps = []
+
+        class Slow(SpliceCalls):
+            def splice(self, source, target, count, **offsets):
+                if not offsets:
+                    steps.append(count)
+                    now[0] += 0.0004
+                return super().splice(source, target, count, **offsets)
+
+        self.make(Slow(), seconds=lambda: now[0])
+        self.reader.take_over()
+        self.theirs.send(DATA[:100_000])
+        self.calls.script = [1000] * 100
+        self.reactor.look()
+        self.assertEqual([LONGEST_MOVE] * 3, steps)
+        self.reader.stop()
+
+    def test_a_turn_goes_on_from_payload_to_payload(self):
+        class Again(PayloadSink):
+            def dataReceived(self, data):
+                super().dataReceived(data)
+                self.left = 70_000
+
+        self.make(SpliceCalls(), Again(self.disk, 70_000), seconds=lambda: 0.0)
+        self.reader.take_over()
+        self.theirs.send(DATA[:70_000] + b"x" * 28 + DATA[:70_000])
+        self.reactor.look()
+        self.assertEqual((140_000, b"x" * 28), (self.protocol.moved, self.protocol.bytes))
+        self.reader.stop()
+
     def test_only_a_header_is_read_after_a_payload(self):
         self.reader.take_over()
         self.feed(DATA)
@@ -213,6 +247,59 @@ class SpliceTests(Case):
         self.assertEqual([], self.reactor.readers)
 
 
+class MarkedSocket:
+    """The socket, as if it were TCP's; notes for how many bytes the reader wants to be woken up."""
+
+    family = socket.AF_INET
+
+    def __init__(self):
+        self.marks = []
+
+    def setsockopt(self, level, option, value):
+        self.marks.append(value)
+
+
+class WakingUpTests(Case):
+    """For how many bytes the reader wants to be woken up."""
+
+    def setUp(self):
+        super().setUp()
+        self.begin(SpliceCalls())
+
+    def begin(self, calls):
+        self.make(calls)
+        self.handle = MarkedSocket()
+        self.transport.getHandle = lambda: self.handle
+        self.reader.take_over()
+        self.addCleanup(self.reader.stop)
+
+    def test_in_the_middle_of_a_payload_it_is_many(self):
+        self.feed(DATA[: 1 << 20])
+        self.assertEqual([MARK], self.handle.marks)
+
+    def test_shortly_before_its_end_it_is_what_is_left(self):
+        self.feed(DATA[: SIZE - 1000])
+        self.assertEqual(1000, self.handle.marks[-1])
+
+    def test_after_its_end_it_is_every_byte(self):
+        self.feed(DATA)
+        self.assertEqual(1, self.handle.marks[-1])
+
+    def test_after_a_failure_it_is_every_byte(self):
+        self.feed(DATA[: 1 << 20])
+        self.calls.file_error = errno.ENOSPC
+        self.feed(DATA[1 << 20 : 2 << 20])
+        self.assertEqual([errno.ENOSPC], [error.errno for error in self.protocol.failed])
+        self.assertEqual(1, self.handle.marks[-1])
+
+    def test_for_the_transport_it_is_every_byte(self):
+        """Who reads on where this reader stops."""
+        self.feed(DATA[: 1 << 20])
+        self.theirs.close()
+        self.reactor.run_dry()
+        self.assertEqual(1, self.handle.marks[-1])
+
+
 class TakingOverTests(Case):
     def test_a_small_payload_is_left_to_the_transport(self):
         self.protocol.left = (64 << 10) - 1
@@ -221,6 +308,14 @@ class TakingOverTests(Case):
         self.protocol.left = 64 << 10
         self.reader.take_over()
         self.assertEqual([self.reader], self.reactor.readers)
+        self.reader.stop()
+
+    def test_small_messages_are_read_past_the_transport_too_where_that_is_wanted(self):
+        self.protocol.left = 0
+        self.reader.take_over(at_once=True, poll=False)
+        self.assertEqual([self.reader], self.reactor.readers)
+        self.feed(b"a message")
+        self.assertEqual(b"a message", self.protocol.bytes)
         self.reader.stop()
 
     def test_without_a_region_reading_is_left_to_the_transport(self):
@@ -297,6 +392,28 @@ class ReceiverTests(Case):
         self.reactor.run_dry()
         self.assertEqual(SIZE, self.successResultOf(self.outcome).bytes)
         self.assertEqual(DATA, self.disk.read(0, SIZE))
+
+    def test_small_writes_are_answered_in_one_piece(self):
+        self.begin()
+        self.write(0, DATA[:4096], 1)
+        self.answers()
+        sends = []
+        self.calls.send = lambda handle, data, flags: sends.append(bytes(data)) or len(data)
+        messages = [
+            request_bytes(Command.WRITE, offset, 4096, 0, offset) + DATA[offset : offset + 4096]
+            for offset in range(4096, 40960, 4096)
+        ]
+        self.feed(b"".join(messages))
+        self.assertEqual([b"".join(map(self.expected, range(4096, 40960, 4096)))], sends)
+        self.assertEqual(DATA[:40960], self.disk.read(0, 40960))
+
+    def test_after_small_writes_the_reading_is_taken_over(self):
+        self.begin()
+        self.write(0, DATA[:4096], 1)
+        self.assertEqual([self.transport], self.reactor.readers)
+        self.write(4096, DATA[4096:8192], 2)
+        self.assertNotIn(self.transport, self.reactor.readers)
+        self.assertEqual(self.expected(1) + self.expected(2), self.answers())
 
     def check_failure(self):
         self.assertEqual(self.expected(9, 28), self.answers())

@@ -14,7 +14,7 @@ Rules (design, section 2: R10):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from twisted.internet.defer import Deferred
@@ -27,6 +27,7 @@ from ...storage import Coverage
 from .write_behind import WriteBehind
 
 _PAGE: Final = 4096
+_WRITE: Final = int(Command.WRITE)
 
 
 class IncomingAttempt:
@@ -41,6 +42,8 @@ class IncomingAttempt:
     @ivar data: bytes received as data; repeated ones count again.
     @ivar zeroes: bytes zeroed or trimmed.
     @ivar changing: changes that were admitted and are not done.
+    @ivar goes_on: the migration's machine is copying; from when it is not, nothing more is admitted
+        without asking it.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class IncomingAttempt:
         self.data = 0
         self.zeroes = 0
         self.changing = 0
+        self.goes_on = True
         self._waiting: list[Deferred[None]] = []
         self._furthest = 0
         self._write_behind = WriteBehind(
@@ -82,20 +86,20 @@ class IncomingAttempt:
             return coverage.covered + self.data + self.zeroes + arrived
         return max(self._furthest, coverage.covered + arrived)
 
-    def cover(self, request: Request) -> bool:
-        """What C{request} asks for was done; return whether that is progress."""
-        progress = self._cover(request)
-        self._furthest = max(self._furthest, self.coverage.covered)
+    def cover(self, requests: Sequence[Request]) -> bool:
+        """What C{requests} ask for was done; return whether that is progress."""
+        add, wrote = self.coverage.add, self._write_behind.wrote
+        for _, command, _, offset, length in requests:
+            add(offset, length)
+            if command == _WRITE:
+                self.data += length
+                wrote(offset, length)
+            else:
+                self.zeroes += length
+        covered = self.coverage.covered
+        progress = self.coverage.complete or covered > self._furthest
+        self._furthest = max(self._furthest, covered)
         return progress
-
-    def _cover(self, request: Request) -> bool:
-        self.coverage.add(request.offset, request.length)
-        if request.command == Command.WRITE:
-            self.data += request.length
-            self._write_behind.wrote(request.offset, request.length)
-        else:
-            self.zeroes += request.length
-        return self.coverage.complete or self.coverage.covered > self._furthest
 
     def over(self) -> Deferred[None]:
         """Fires once the attempt is over, or completes the migration."""

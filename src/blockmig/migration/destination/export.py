@@ -13,7 +13,7 @@ Rules (design, section 2: R5, R12):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from weakref import WeakSet
 
@@ -22,7 +22,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from ...nbd import Command, Errno, Export, Request, TransmissionFlag, changes_the_disk
-from ...server import IExportHandler, ServerConnection
+from ...server import IBatchHandler, ServerConnection
 from .errnos import EventualErrno
 from .migration import IncomingMigration
 
@@ -37,7 +37,7 @@ _OFFERS: Final = (
 )
 
 
-@implementer(IExportHandler)
+@implementer(IBatchHandler)
 class MigrationExport:
     """Handles the requests of a receiver's connections.
 
@@ -82,6 +82,9 @@ class MigrationExport:
             error := migration.failures.check_last_byte(request)
         ):
             return error
+        if migration.may_go_on(connection):
+            migration.change_begins()
+            return Errno.OK
         answer = migration.ending_errno or migration.machine.change(connection)
         if answer == Errno.OK or isinstance(answer, Deferred):
             migration.change_begins()
@@ -148,8 +151,24 @@ class MigrationExport:
             return self._migration.flush_ended(request, True)
         if self._migration.owns_attempt(connection):
             self._migration.change_ended(connection)
-            self._migration.machine.covered(request)
+            self._migration.machine.covered([request])
         return None
+
+    def begin_batch(self, connection: ServerConnection) -> bool:
+        """Only in the middle of its own attempt: what begins one, or undoes what was recorded, has
+        to be waited for."""
+        migration = self._migration
+        if not migration.may_go_on(connection):
+            return False
+        migration.change_begins()
+        return True
+
+    def end_batch(
+        self, connection: ServerConnection, requests: Sequence[Request], failed: bool
+    ) -> None:
+        if not failed:
+            self._migration.change_ended(connection)
+        self._migration.machine.covered(requests)
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None

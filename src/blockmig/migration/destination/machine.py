@@ -21,7 +21,7 @@ a transition, when a machine cannot be asked: so the actions keep some of these 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
@@ -46,8 +46,8 @@ class MigrationInputs(Protocol):
     def take_message(self, message: SentMessage) -> EventualErrno:
         """A message came through the side export; the result says whether it is acknowledged."""
 
-    def covered(self, request: Request) -> None:
-        """A change that the attempt's connection asked for was made."""
+    def covered(self, requests: Sequence[Request]) -> None:
+        """Changes that the attempt's connection asked for were made."""
 
     def disconnect(self, connection: ServerConnection) -> None:
         """C{connection} sent the disconnect that completes the migration."""
@@ -87,8 +87,8 @@ class MigrationActions(Protocol):
     def take_message(self, message: SentMessage, attempt: IncomingAttempt | None) -> EventualErrno:
         """Act on a message during that attempt, if there is one."""
 
-    def cover(self, attempt: IncomingAttempt, request: Request) -> None:
-        """The attempt has changed what C{request} says."""
+    def cover(self, attempt: IncomingAttempt, requests: Sequence[Request]) -> None:
+        """The attempt has changed what C{requests} say."""
 
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
         """The attempt is over, and its coverage forgotten."""
@@ -187,9 +187,12 @@ def _message_copying(
 
 @_copying.upon(MigrationInputs.covered).loop()
 def _cover(
-    machine: MigrationInputs, actions: MigrationActions, attempt: IncomingAttempt, request: Request
+    machine: MigrationInputs,
+    actions: MigrationActions,
+    attempt: IncomingAttempt,
+    requests: Sequence[Request],
 ) -> None:
-    actions.cover(attempt, request)
+    actions.cover(attempt, requests)
 
 
 @_copying.upon(MigrationInputs.drop).to(_waiting)

@@ -20,7 +20,7 @@ Rules (design, section 2: R2 to R5, R13):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -247,6 +247,17 @@ class IncomingMigration:
         is_ending = self._rescue is not None or self._outcome.result is not None
         return Errno.ESHUTDOWN if is_ending else None
 
+    def may_go_on(self, connection: ServerConnection) -> bool:
+        """Whether C{connection} may change the disk as it did before, with nothing to wait for.
+
+        It is what L{change} and the machine would answer; but that costs more than all else that a
+        request needs.
+        """
+        attempt, record = self.attempt, self.record
+        if attempt is None or not attempt.goes_on or attempt.connection is not connection:
+            return False
+        return record.phase == Phase.COPYING and not record.retired and self.ending_errno is None
+
     # Changes and flushes.
 
     def change_begins(self) -> None:
@@ -331,9 +342,9 @@ class IncomingMigration:
         """Act on a message during that attempt, if there is one."""
         return self._message_handler.handle(message, attempt)
 
-    def cover(self, attempt: IncomingAttempt, request: Request) -> None:
-        """The attempt has changed what C{request} says."""
-        if attempt.cover(request):
+    def cover(self, attempt: IncomingAttempt, requests: Sequence[Request]) -> None:
+        """The attempt has changed what C{requests} say."""
+        if attempt.cover(requests):
             self._progress.attempt_advances()
 
     def restart(self, attempt: IncomingAttempt, why: str) -> None:
@@ -415,7 +426,10 @@ class IncomingMigration:
         replacement, self._replacement = self._replacement, None
         if replacement is not None:
             replacement.over()
-        if attempt is not None and attempt.is_waited_for:
+        if attempt is None:
+            return
+        attempt.goes_on = False
+        if attempt.is_waited_for:
             self._runtime.reactor.callLater(0, attempt.release_waiting)
 
     def _release_readers(self) -> None:

@@ -10,7 +10,9 @@ Rules:
 
 * at most `_WINDOWS` windows are written and not yet on the medium; then `behind` is called, and
   `caught_up` when there is room again;
-* an error that the medium reports in this way is passed to `failed`.
+* an error that the medium reports in this way is passed to `failed`;
+* of a fragmented disk, ranges that are near each other are one: what is between them is clean, or
+  was written as well, and a call for each piece would cost more than the writing.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from ...interfaces import IDisk
 _WINDOW: Final = 32 << 20
 _WINDOWS: Final = 4
 _MOST_RANGES: Final = 256
+_GAP: Final = 1 << 20
+"""Bytes between two ranges, from which on they are not written back as one."""
 
 Ranges = list[tuple[int, int]]
 
@@ -76,8 +80,9 @@ class WriteBehind:
     def wrote(self, offset: int, length: int) -> None:
         """C{length} bytes were written at C{offset}."""
         ranges = self._ranges
-        if ranges and sum(ranges[-1]) == offset:
-            ranges[-1] = (ranges[-1][0], ranges[-1][1] + length)
+        if ranges and 0 <= offset - sum(ranges[-1]) <= _GAP:
+            start = ranges[-1][0]
+            ranges[-1] = (start, offset + length - start)
         else:
             ranges.append((offset, length))
         self._written += length

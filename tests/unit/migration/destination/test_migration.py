@@ -79,6 +79,25 @@ class ClaimTests(ReceiverCase):
             self.assertEqual(again, "was retired anew: look at" in str(error))
             self.setUp()
 
+    def test_a_small_change_that_fails_is_over_like_others(self):
+        """What is being changed is counted, and a copy is whole only where nothing is."""
+        client, _ = self.begun()
+        self.disk.fail("write", OSError(errno.ENOSPC, "full"))
+        client.write(1, DATA[:1])
+        self.assertEqual([errno.ENOSPC], client.errors())
+        self.assertEqual(0, self.receiver._migration.attempt.changing)
+
+    def test_once_the_disconnect_is_accepted_the_machine_is_asked_again(self):
+        threads = self.threads()
+        client = self.client()
+        client.write(0, DATA)
+        threads.run()
+        self.assertEqual([0], client.errors())
+        migration = self.receiver._migration
+        self.assertTrue(migration.may_go_on(client.connection))
+        client.disconnect()
+        self.assertFalse(migration.may_go_on(client.connection))
+
     def test_a_claim_outlives_its_connection(self):
         """The conversation may be lost before the first change has arrived."""
         _, handoff = self.claimed()
@@ -782,7 +801,7 @@ class ConfirmTests(ReceiverCase):
         client = self.client(7)
         client.write(0, DATA)
         threads.run()
-        for offset in range(0, SIZE, 2):
+        for offset in reversed(range(0, SIZE, 2)):  # as they come, they are many ranges
             client.write(offset, DATA[offset : offset + 1])
         self.assertEqual(["work"], threads.names())
         client.send(FLUSH)
