@@ -13,7 +13,7 @@ Rules of measuring:
   back within seconds, and the first write to such a page costs several times as much: so either
   everybody writes into the same file, whose pages are there, or free memory is touched right before
   each run;
-* a time is that of whole processes, from the start of the first to the end of the last; processor
+* a time is that from the start of the sender, whose receiver listens, to the end of both; processor
   seconds are those of both ends;
 * where a copy is to be durable, it is so within that time, whoever makes it.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -85,6 +86,8 @@ def main() -> None:
 
         write(options.write, load(options.json))
         return
+    # Where nothing is kept of compiling, each start of a Python program compiles all of it again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     settings = Settings(
         options.rounds,
         options.size * MIB,

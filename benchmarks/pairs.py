@@ -162,17 +162,18 @@ def end_of(process: subprocess.Popen[bytes]) -> float:
 
 
 def run(pair: Pair, place: Place, *, watch: bool = False) -> Spent:
-    """One migration.
+    """One migration: from the start of the sender's process, where the other listens, to the end of
+    both.
 
     @param watch: find out how much memory it takes, too, which disturbs it a little.
     """
     place.forget()
     with contextlib.ExitStack() as stack:
-        began = time.monotonic()
         if pair.receive:
             receiver = start(pair.receive)
             stack.callback(end_at_once, receiver)
             await_listener(place, receiver)
+        began = time.monotonic()
         sender = start(pair.send)
         stack.callback(end_at_once, sender)
         peaks = []

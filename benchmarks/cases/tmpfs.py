@@ -2,7 +2,7 @@
 alone, and processor time.
 
 The transfer alone is what is left when a migration of 1 MiB in the same round is subtracted: the
-start of both processes, their records, and their end.
+start of the sender, the records of both, and their end.
 """
 
 from __future__ import annotations
