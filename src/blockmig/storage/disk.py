@@ -178,9 +178,10 @@ class DescriptorDisk:
 
     def is_untouched(self, offset: int, length: int) -> bool:
         """Whether nothing was ever written there; False also where that is not known at once."""
-        # In a file that was there before, what is preallocated counts as a hole. And a server's
-        # answer may be older than what was written.
-        if not self._new or self._may_hang:
+        # In a file that was there before, what is preallocated counts as a hole. A server's answer
+        # may be older than what was written. And where a subclass has no descriptor, its content
+        # need not be what is in the file: a hole may not read as zeroes.
+        if not self._new or self.fileno() is None:
             return False
         try:
             return self._seek(offset, "SEEK_DATA") >= offset + length

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from twisted.trial.unittest import SynchronousTestCase
+
 from blockmig.nbd import Command, CommandFlag, Request, ServerTransmission
 from blockmig.server.backend import PlainBackend
+from blockmig.storage import FileDisk
 from blockmig.testing import ManualThreads
 from tests.unit.support import DiskCase, RecordedCalls
 
@@ -43,3 +46,31 @@ class ZeroTests(DiskCase):
 
     def test_a_hole_is_trimmed_as_anything_else(self):
         self.assertNoResult(self.zero(0, 2 * MIB, command=Command.TRIM))
+
+
+class _Sealed(FileDisk):
+    """An embedder's disk: its content is not what is in the file, so it gives no descriptor."""
+
+    def fileno(self):
+        return None
+
+    def read(self, offset, length):
+        return bytes(255 - byte for byte in super().read(offset, length))
+
+    def write(self, offset, data):
+        super().write(offset, bytes(255 - byte for byte in bytes(data)))
+
+    def zero(self, offset, length, allocate, fast=False):
+        self.write(offset, bytes(length))
+
+
+class SealedTests(SynchronousTestCase):
+    def test_a_hole_of_a_file_that_is_not_the_content_is_zeroed(self):
+        disk = _Sealed(self.mktemp(), size=4096)
+        self.addCleanup(disk.close)
+        disk.prepare()
+        threads = ManualThreads()
+        backend = PlainBackend(disk, ServerTransmission(), threads)
+        backend.change(Request(0, Command.WRITE_ZEROES, 0, 0, 4096))
+        threads.run()
+        self.assertEqual(bytes(4096), disk.read(0, 4096))
