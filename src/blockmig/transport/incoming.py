@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import Interface, implementer
@@ -215,8 +216,16 @@ class PayloadReader:
         return self._descriptor
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor noticed the end of the connection."""
-        self._hand_back()
+        """The reactor noticed the end of the connection; or L{doRead} has raised something.
+
+        Then nobody knows what of the received bytes was processed, and they may be overwritten:
+        whoever read on would go on with something else.
+        """
+        if reason.check(ConnectionDone, ConnectionLost):
+            self._hand_back()
+        else:
+            self.stop()
+            self._transport.abortConnection()
 
     def doRead(self) -> None:
         """The socket is readable."""

@@ -8,6 +8,8 @@ import os
 import random
 import socket
 
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.errors import LocalFailure
@@ -188,6 +190,14 @@ class SpliceTests(Case):
         self.assertEqual(1 << 20, self.protocol.moved)
         self.assertEqual([], self.reactor.readers)
         self.assertLessEqual(len(self.descriptors()), len(before))
+
+    def test_whoever_raises_what_is_no_error_of_the_socket_ends_the_connection(self):
+        """A bug's: the reactor reports it to the reader as the end."""
+        for error, aborted in ((RuntimeError("a bug"), True), (ConnectionLost(), False)):
+            self.make(SpliceCalls())
+            self.reader.take_over(at_once=True)
+            self.reader.connectionLost(Failure(error))
+            self.assertEqual((-1, aborted), (self.reader.fileno(), self.transport._aborting))
 
     def test_a_reset_within_a_payload_aborts_the_connection(self):
         self.make(SpliceCalls([None, -errno.ECONNRESET]))
