@@ -682,7 +682,7 @@ class Mirrored:
 PAUSE = 0.1
 _QUICK = f"""
 from blockmig.migration.source import sender
-sender.backoffPolicy = lambda: lambda failures: {PAUSE}
+sender._usual_delay = lambda failures: {PAUSE}
 """
 _THREADS = """
 import os, random, threading, time

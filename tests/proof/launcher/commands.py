@@ -86,7 +86,7 @@ def run_command(arguments: list[str], points: Points, watch: Watch, log: int, lo
 
 def shorten_waits() -> None:
     for module, name, value in (
-        (sender, "backoffPolicy", lambda: lambda failures: _PAUSE),
+        (sender, "_usual_delay", lambda failures: _PAUSE),
         (finisher, "_FIRST_DELAY", _PAUSE),
         (finisher, "_LONGEST_DELAY", _PAUSE),
         (finisher, "_SEARCH_TIME", PATIENCE),

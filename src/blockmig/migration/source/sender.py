@@ -24,6 +24,7 @@ Rules (design, section 2):
 from __future__ import annotations
 
 import contextlib
+import random
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,13 +67,19 @@ _log = Logger()
 _FINAL_TIMEOUT: Final = 5.0
 _RETRY_DELAY: Final = 0.1
 _LOG_INTERVAL: Final = 60.0
+# Seconds, and by how much the first ones grow.
+_FIRST_DELAY: Final = 1.0
+_LONGEST_DELAY: Final = 60.0
+_DELAY_GROWS: Final = 1.5
 
 
 def _usual_delay(failures: int) -> float:
-    """Seconds to wait after so many attempts that failed."""
-    from twisted.application.internet import backoffPolicy  # noqa: PLC0415 (most have no such)
+    """Seconds to wait after so many attempts that failed: as Twisted's C{backoffPolicy}.
 
-    return backoffPolicy()(failures)
+    Nothing is imported for it: that fails when it is needed, where descriptors have run out.
+    """
+    delay: float = min(_FIRST_DELAY * _DELAY_GROWS ** min(failures, 100), _LONGEST_DELAY)
+    return delay + random.random()
 
 
 class Sender:

@@ -28,6 +28,7 @@ from blockmig.errors import (
 )
 from blockmig.migration.destination.receiver import Receiver
 from blockmig.migration.policy import Overrides
+from blockmig.migration.source import sender
 from blockmig.migration.source.sender import Sender
 from blockmig.nbd import (
     Command,
@@ -982,3 +983,14 @@ class ReceiverTests(SenderCase):
         self.pass_time()
         self.sender.stop()
         self.failure(GaveUp)
+
+
+class UsualDelayTests(SenderCase):
+    def test_it_grows_to_a_minute_and_a_random_second(self):
+        for failures, least in ((0, 1.0), (1, 1.5), (2, 2.25), (30, 60.0), (5000, 60.0)):
+            self.assertTrue(least <= sender._usual_delay(failures) < least + 1, failures)
+
+    def test_nothing_is_imported_for_it(self):
+        """It may be descriptors that have run out."""
+        with mock.patch("builtins.__import__", side_effect=OSError(errno.EMFILE, "too many")):
+            self.assertLessEqual(1.0, sender._usual_delay(1))
