@@ -46,11 +46,11 @@ class SlowFlushTests(SynchronousTestCase):
             self.clock.advance(1)
             self.network.pump()
 
-    def send(self):
+    def send(self, **patience):
         self.sender = Sender(
             MemoryDisk(DATA),
             Destination(self.there),
-            patience=Patience(reply_timeout=60.0, retry_policy=lambda failures: 1.0),
+            patience=Patience(reply_timeout=60.0, retry_policy=lambda failures: 1.0, **patience),
             runtime=Runtime(self.clock, synchronous),
         )
         self.sent = []
@@ -95,6 +95,15 @@ class SlowFlushTests(SynchronousTestCase):
         self.settle("_change")
         self.assertIn("_change", self.threads.names())
         self.wait(LONG)
+        self.complete()
+
+    def test_their_work_is_progress(self):
+        """As it is for the receiver: 2 GiB of zeroes may have to be written out."""
+        self.send(give_up_after=200.0)
+        self.settle("_change")
+        self.assertIn("_change", self.threads.names())
+        self.wait(LONG)
+        self.assertEqual([], self.sent)
         self.complete()
 
     def test_and_for_the_first_record(self):

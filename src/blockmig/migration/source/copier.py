@@ -430,6 +430,8 @@ class Copier:
         except ClientFailed:
             working = False
         self._asking = None
+        if working:  # 2 GiB of zeroes may take longer to write out than anybody waits
+            self._context.progress.moved(0)
         if working or self._answered_at != asked_at:
             self._check_reply_in(limit, limit)
         else:
