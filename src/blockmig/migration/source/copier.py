@@ -154,6 +154,7 @@ class Copier:
         self._bytes_unsent = 0
         self._reader = self._make_reader() if context.disk.fileno() is None else None
         self._cold: list[Segment] = []
+        self._forgetting: Deferred[None] = succeed(None)
         self._flushed: Deferred[None] | None = None
         self._flushing = False
         self._reply_timer: IDelayedCall | None = None
@@ -365,7 +366,7 @@ class Copier:
 
     def _forget_cold(self) -> None:
         cold, self._cold = self._cold, []
-        forgetting = self._context.runtime.threads(self._forget, cold)
+        self._forgetting = forgetting = self._context.runtime.threads(self._forget, cold)
         # It was only an advice, and by the time that it fails the source may be retired.
         forgetting.addErrback(lambda failure: failure.trap(OSError)).addErrback(_bug)
 
@@ -466,7 +467,8 @@ class Copier:
             self._bytes_in_flight -= segment.length
         if segment.cold and not self._keep_cached:
             self._cold.append(segment)
-            if len(self._cold) >= _FORGET_AT_ONCE:
+            # One call at a time: a disk that is slow to forget leaves threads to all else.
+            if len(self._cold) >= _FORGET_AT_ONCE and self._forgetting.called:
                 self._forget_cold()
         self._context.passes.acknowledged(segment)
         self._context.progress.acknowledged(segment)

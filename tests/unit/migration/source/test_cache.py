@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 
-from blockmig.nbd import Export
+from twisted.internet.defer import Deferred
+
+from blockmig.migration.source import copier
+from blockmig.nbd import Command, Export
+from blockmig.testing import synchronous
 
 from .case import ALL, QuickUnlinkableDisk, SenderCase
 
@@ -58,3 +62,28 @@ class CacheTests(SenderCase):
         self.send()
         self.assertEqual(1, self.summary().attempts)
         self.assertEqual(CONTENT, bytes(self.servers[0].data))
+
+    def test_a_disk_that_is_slow_to_forget_is_not_asked_again_meanwhile(self):
+        """Its calls would take all threads, and whatever else needs one would wait."""
+        self.patch(copier, "_FORGET_AT_ONCE", 2)
+        waiting = []
+
+        def thread(function, *arguments):
+            if function.__name__ != "_forget":
+                return synchronous(function, *arguments)
+            done = Deferred()
+            waiting.append((done, function, arguments))
+            return done
+
+        self.keywords = {"holds": True}
+        self.send(thread=thread)
+        (server,) = self.servers
+        while server.held[0].command != Command.FLUSH:
+            request = server.held.pop(0)
+            server.transport.write(b"".join(server.wire.reply(request, 0)))
+            self.endpoint.pump()
+            self.assertLessEqual(len(waiting), 1 + (server.held[0].command == Command.FLUSH))
+        while waiting:
+            done, function, arguments = waiting.pop(0)
+            done.callback(function(*arguments))
+        self.assertEqual((CACHED, len(CONTENT)), (self.forgotten()[0][0], self.forgotten()[-1][1]))
