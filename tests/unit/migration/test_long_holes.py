@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from blockmig import Destination, GaveUp, Patience, Receiver, Runtime, Sender
 from blockmig.interfaces import Extent
 from blockmig.nbd import Export
-from blockmig.testing import Call, MemoryDisk, synchronous
+from blockmig.testing import Call, ManualThreads, MemoryDisk, MemoryNetwork, synchronous
 from tests.unit.migration.source.case import ALL, ZEROES, SenderCase
 from tests.unit.testing.test_migration import MigrationCase
 
@@ -42,6 +46,41 @@ class ReceiverTests(MigrationCase):
         self.assertEqual(expected, [(change.offset, change.length) for change in changes])
         zeroed = [call.length for call in self.target.calls if call.method == "zero"]
         self.assertEqual(SIZE, sum(zeroed))
+
+
+class SlowReceiverTests(SynchronousTestCase):
+    def test_what_a_lost_attempt_has_asked_for_keeps_the_next_one_from_writing_not_for_long(self):
+        clock, threads = Clock(), ManualThreads()
+        network, target = MemoryNetwork(clock), Empty(2048 * GIB)
+        there = network.client_endpoint("there")
+        receiver = Receiver(target, runtime=Runtime(clock, threads))
+        network.listen("there", receiver.factory())
+        sender = Sender(
+            Empty(2048 * GIB),
+            Destination(there),
+            patience=Patience(retry_policy=lambda failures: 1.0),
+            runtime=Runtime(clock, synchronous),
+        )
+        running = sender.run()
+        for _ in range(100):
+            network.pump()
+            if "_change" in threads.names() or not threads.run(1):
+                break
+        network.connections[0].cut()
+        for _ in range(500):
+            network.pump()
+            if sender.progress.attempt == 2 and sender.progress.zeroes:
+                break
+            if not threads.run(1):
+                clock.advance(1)
+        self.assertEqual((2, True), (sender.progress.attempt, sender.progress.zeroes > 0))
+        zeroed = sum(call.length for call in target.calls if call.method == "zero")
+        self.assertLessEqual(zeroed, 80 * GIB)
+        sender.stop()
+        receiver.stop()
+        threads.run()
+        running.addErrback(lambda failure: failure.trap(GaveUp))
+        receiver.complete().addErrback(lambda failure: failure.trap(GaveUp))
 
 
 class ServerTests(SenderCase):

@@ -63,6 +63,9 @@ _LOOK_AHEAD: Final = 64
 _FORGET_AT_ONCE: Final = 32
 # Bytes that a receiver is asked to zero at a time: it can say that it is still at work.
 _RECEIVERS_ZEROES: Final = 2 << 30
+# Bytes that are to be zeroed at a time: what has lost its connection may be carried out to its end
+# before another attempt can begin to write.
+_WINDOW_ZEROES: Final = 64 << 30
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
 _MAY_TAKE_LONG: Final = (Command.FLUSH, Command.WRITE_ZEROES)
 # How many times the reply timeout a FLUSH may take.
@@ -151,6 +154,7 @@ class Copier:
         self._requests = PendingRequests(wire)
         self._pass: _Pass | None = None
         self._bytes_in_flight = 0
+        self._zeroes_in_flight = 0
         self._bytes_unsent = 0
         self._reader = self._make_reader() if context.disk.fileno() is None else None
         self._cold: list[Segment] = []
@@ -279,13 +283,16 @@ class Copier:
         while (
             self._requests.in_flight < self._window
             and self._bytes_in_flight < _WINDOW_BYTES
+            and self._zeroes_in_flight < _WINDOW_ZEROES
             and (segment := self._next(sending)) is not None
         ):
             command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
             answered = partial(self._segment_answered, segment._replace(data=None))
             _, header = self._requests.make(command, segment.offset, segment.length, answered)
             items.append(header)
-            if not segment.zero:
+            if segment.zero:
+                self._zeroes_in_flight += segment.length
+            else:
                 self._bytes_in_flight += segment.length
                 if segment.data is not None:
                     self._bytes_unsent += segment.length
@@ -463,7 +470,9 @@ class Copier:
                 self._context.quirks.zeroes_as_data = True
             self._refused(Refusal(command.name, segment.offset, error))
             return
-        if not segment.zero:
+        if segment.zero:
+            self._zeroes_in_flight -= segment.length
+        else:
             self._bytes_in_flight -= segment.length
         if segment.cold and not self._keep_cached:
             self._cold.append(segment)
