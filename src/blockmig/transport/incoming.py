@@ -18,8 +18,8 @@ Rules:
 * the end of the connection is left to the transport, which notifies the protocol as usual;
 * it works without descriptors of its own, more slowly: it takes none where few are left, which the
   process needs for its files;
-* a turn of the reactor ends after a millisecond, and with the step in which that is over: a step
-  moves a bounded number of bytes;
+* a turn of the reactor ends with the step in which half a millisecond is over, and a step moves a
+  bounded number of bytes: where the memory is slow that is the only one;
 * a disk error is reported with `payload_failed` before the bytes that were lost are reported with
   `payload_moved`, or their request would seem to have succeeded.
 """
@@ -52,7 +52,7 @@ _KEPT_FREE: Final = 16
 SHORTEST_MOVE: Final = 64 << 10
 """Bytes that must be left of a payload for it to be moved past the transport."""
 
-_LONGEST_TURN: Final = 0.001
+_LONGEST_TURN: Final = 0.0005
 LONGEST_MOVE: Final = 512 << 10
 _PIPE_SIZE: Final = 1 << 20
 _READ_SIZE: Final = 256 << 10
