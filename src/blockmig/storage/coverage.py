@@ -82,6 +82,11 @@ class Coverage:
         if self._whole[block]:
             return
         ranges = self._partial.get(block, [])
+        if len(ranges) == 1 and ranges[0][1] == start and end < self._block_end(block):
+            # The next piece of a block that is filled from its start, which most are.
+            ranges[0] = (ranges[0][0], end)
+            self.covered += end - start
+            return
         known = sum(stop - begin for begin, stop in ranges)
         merged = _merge(ranges, start, end)
         now = sum(stop - begin for begin, stop in merged)

@@ -168,7 +168,7 @@ class MigrationExport:
     ) -> None:
         if not failed:
             self._migration.change_ended(connection)
-        self._migration.machine.covered(requests)
+        self._migration.batch_covered(requests)
 
     def failed(
         self, connection: ServerConnection, request: Request, error: BaseException | None

@@ -258,6 +258,18 @@ class IncomingMigration:
             return False
         return record.phase == Phase.COPYING and not record.retired and self.ending_errno is None
 
+    def batch_covered(self, requests: Sequence[Request]) -> None:
+        """Changes of one batch were made.
+
+        While the machine is copying this does what it would; to ask it costs a tenth of a
+        millisecond, since it compares each of its transitions.
+        """
+        attempt = self.attempt
+        if attempt is not None and attempt.goes_on:
+            self.cover(attempt, requests)
+        else:
+            self.machine.covered(requests)
+
     # Changes and flushes.
 
     def change_begins(self) -> None:
