@@ -13,7 +13,7 @@ from blockmig.migration.destination.claims import MOST, MOST_ORPHANS
 from blockmig.migration.handoff.message import MESSAGE_SIZE, HandoffPhase, fingerprint
 from blockmig.migration.records.files import Kind, Location, Phase, Record
 from blockmig.migration.records.permitted import destination_record
-from blockmig.nbd import Command, CommandFlag, Errno
+from blockmig.nbd import Command, CommandFlag, Errno, Request
 from blockmig.server import RefusedConnection
 from tests.unit.migration.destination.case import DATA, SIZE, ReceiverCase
 from tests.unit.support import (
@@ -97,6 +97,10 @@ class ClaimTests(ReceiverCase):
         self.assertTrue(migration.may_go_on(client.connection))
         client.disconnect()
         self.assertFalse(migration.may_go_on(client.connection))
+        attempt = migration.attempt
+        before = attempt.data
+        migration.batch_covered([Request(0, WRITE, 0, 0, 1)])
+        self.assertEqual(before, attempt.data)
 
     def test_a_claim_outlives_its_connection(self):
         """The conversation may be lost before the first change has arrived."""
