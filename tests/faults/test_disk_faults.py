@@ -365,13 +365,22 @@ def test_a_server_whose_disk_hangs_serves_its_control_socket_and_can_be_stopped(
     assert "the disk has not answered for" in server.events("error")[0]["message"]
 
 
-def hung_threads(running: Running) -> bool:
-    """Whether a thread of it waits for FUSE."""
+def hung_threads(running: Running) -> set[str]:
+    """Those of its threads that wait for FUSE for half a second: each call waits for an instant."""
+    found = waiting_threads(running)
+    for _ in range(5):
+        time.sleep(0.1)
+        found &= waiting_threads(running)
+    return found
+
+
+def waiting_threads(running: Running) -> set[str]:
+    found = set()
     for task in Path(f"/proc/{running.pid}/task").iterdir():
         with contextlib.suppress(OSError):
             if "request_wait_answer" in (task / "stack").read_text():
-                return True
-    return False
+                found.add(task.name)
+    return found
 
 
 @pytest.mark.parametrize(

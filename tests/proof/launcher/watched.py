@@ -46,6 +46,8 @@ class WatchedConnection:
     def _entered(self, phase: Any) -> None:
         """Of a server's connection: what comes goes to its phase, by the transport or past it."""
         self._receive, phase.dataReceived = phase.dataReceived, self._received
+        # What comes past the transport, in a buffer: the messages of it one by one, too.
+        phase.bufferReceived = lambda view: self._received(bytes(view))
         self._move, phase.payload_moved = phase.payload_moved, self._moved
         self._enter(phase)
 
