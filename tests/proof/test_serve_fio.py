@@ -21,7 +21,7 @@ from tests.support.disks import MIB
 from tests.support.processes import FULL, Processes, Running
 from tests.support.serving import KINDS, Served, serve
 
-SECONDS = 180.0 if FULL else 2.0
+SECONDS = 180.0 if FULL else 3.0
 PART = 16 * MIB
 PATTERN = bytes(range(1, 129)) * 4
 """What is where nobody has written."""
