@@ -356,7 +356,7 @@ def test_a_server_whose_disk_hangs_serves_its_control_socket_and_can_be_stopped(
         assert client.ask(wire.WRITE, 0, 4096, b"x" * 4096) == 0
         failing.hang(op, "web.img")
         client.send(request)
-        until(lambda: hung_threads(server))
+        until(lambda: waiting_threads(server))
         with wire.client(server.uri):  # another client is greeted
             status = processes.run(BLOCKMIG, "status", "--json", "--control", room / "control")
         assert json.loads(status.stdout)["state"] == "serving", status.stderr
@@ -428,7 +428,7 @@ def test_a_sender_whose_disk_hangs_can_be_stopped(
     sender = processes.start(
         *IMPATIENT, "send", "--log-format", "json", "--unlink", source, receiver.uri
     )
-    until(lambda: hung_threads(sender))
+    until(lambda: waiting_threads(sender))
     time.sleep(0.2)
     sender.signal(signal.SIGTERM)
     assert sender.wait(30) == 3, sender.stderr
@@ -444,7 +444,7 @@ def test_the_last_flush_of_a_server_may_take_long(
         assert client.ask(wire.WRITE, 0, 4096, b"x" * 4096) == 0
     failing.hang("fsync", "web.img")
     server.signal(signal.SIGTERM)
-    until(lambda: hung_threads(server))
+    until(lambda: waiting_threads(server))
     time.sleep(1.5)
     failing.heal()
     assert server.wait(30) == 0, server.stderr
