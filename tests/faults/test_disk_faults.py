@@ -514,7 +514,7 @@ def test_a_device_whose_file_is_cut_fails_the_receiver(processes: Processes, roo
     with loop_name() as name, attached(name, backing) as device:
         state = ("--state-dir", room / "state")
         receiver = processes.receive(device, *state)
-        sender = processes.send(source, receiver, "--max-rate", SIZE)
+        sender = processes.send(source, receiver, "--max-rate", SIZE // 4)
         until(lambda: list((room / "state").glob("*.INCOMPLETE")))
         os.truncate(backing, MIB)
         assert receiver.wait(30) == 3, receiver.stderr
