@@ -83,7 +83,7 @@ class Coverage:
             return
         ranges = self._partial.get(block, [])
         if len(ranges) == 1 and ranges[0][1] == start and end < self._block_end(block):
-            # The next piece of a block that is filled from its start, which most are.
+            # The next piece of a block that is filled in order, which most are.
             ranges[0] = (ranges[0][0], end)
             self.covered += end - start
             return

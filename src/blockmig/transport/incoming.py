@@ -92,7 +92,7 @@ class IPayloadReceiver(Interface):
     def payload_region() -> Any:
         """The L{FileRegion} into which the next bytes on the wire belong.
 
-        None where they should be passed to C{dataReceived}.
+        None where they should be passed to C{bufferReceived}.
         """
 
     def payload_moved(count: int) -> None:
@@ -104,7 +104,7 @@ class IPayloadReceiver(Interface):
     def payload_failed(error: OSError) -> None:
         """The disk did not take what L{payload_moved} is about to report.
 
-        The request has failed, and the rest of its payload must be passed to C{dataReceived}.
+        The request has failed, and the rest of its payload must be passed to C{bufferReceived}.
         """
 
 
