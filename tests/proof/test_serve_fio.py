@@ -12,6 +12,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,28 @@ def finished(fio: Running, seconds: float, patience: float = 60.0) -> dict[str, 
         # fio ends with 0 even where the server has hung up.
         assert job["error"] == 0, (name, job["error"], said[:2000])
         assert job["job_runtime"] >= 900 * seconds, (name, job["job_runtime"])
-        if job["job options"]["rw"] != "randtrim":
-            assert min(job["write"]["total_ios"], job["read"]["total_ios"]) > 20, (name, job)
     return jobs
+
+
+def enough(jobs: dict[str, Any]) -> bool:
+    """Did each of them do of its work what a test of it needs?"""
+    wanted = {"randtrim": ["trim"], "trimwrite": ["trim", "write", "read"]}
+    return all(
+        job[what]["total_ios"] > 20
+        for job in jobs.values()
+        for what in wanted.get(job["job options"]["rw"], ["write", "read"])
+    )
+
+
+def worked(run: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+    """Let them work for as many seconds as they need on this machine for L{enough}."""
+    seconds = SECONDS
+    while True:
+        jobs = run(seconds)
+        if enough(jobs):
+            return jobs
+        seconds *= 2
+        assert seconds <= max(60, SECONDS), jobs
 
 
 class Disk:
@@ -136,15 +156,13 @@ def disk(processes: Processes, room: Path) -> Disk:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_that_fio_wrote_it_reads_again(processes: Processes, disk: Disk, kind: str) -> None:
-    fio = start(processes, disk.served.uris[kind], SECONDS, JOBS)
-    jobs = finished(fio, SECONDS)
+    uri = disk.served.uris[kind]
+    jobs = worked(lambda seconds: finished(start(processes, uri, seconds, JOBS), seconds))
     counts = {
         name: tuple(job[what]["total_ios"] for what in ("read", "write", "trim"))
         for name, job in jobs.items()
     }
     print(f"\n{kind}: {counts}")
-    assert jobs["trims"]["trim"]["total_ios"] > 20
-    assert jobs["trimmed"]["trim"]["total_ios"] > 20
     disk.stop()
     disk.check()
 
@@ -154,18 +172,22 @@ def test_a_client_that_is_stopped_and_continued_loses_nothing(
     processes: Processes, disk: Disk, kind: str
 ) -> None:
     """The client stands still for a while, in the middle of anything, every 0.3 s."""
-    seconds = SECONDS
-    fio = start(processes, disk.served.uris[kind], seconds, JOBS)
-    end = time.monotonic() + seconds
-    stops = 0
-    while time.monotonic() < end and fio.status is None:
-        time.sleep(0.15)
-        fio.signal(signal.SIGSTOP)
-        time.sleep(0.15)
-        fio.signal(signal.SIGCONT)
-        stops += 1
-    finished(fio, seconds)
-    assert stops >= 2.5 * (seconds - 1)
+
+    def stopped_and_continued(seconds: float) -> dict[str, Any]:
+        fio = start(processes, disk.served.uris[kind], seconds, JOBS)
+        end = time.monotonic() + seconds
+        stops = 0
+        while time.monotonic() < end and fio.status is None:
+            time.sleep(0.15)
+            fio.signal(signal.SIGSTOP)
+            time.sleep(0.15)
+            fio.signal(signal.SIGCONT)
+            stops += 1
+        jobs = finished(fio, seconds)
+        assert stops >= 5, stops
+        return jobs
+
+    worked(stopped_and_continued)
     disk.stop()
     disk.check()
 
@@ -176,19 +198,22 @@ def test_a_client_that_is_killed_harms_no_other(
 ) -> None:
     """Another client beside them dies, over and over; what they wrote is not touched by that."""
     uri = disk.served.uris[kind]
-    seconds = SECONDS
-    fio = start(processes, uri, seconds, JOBS)
-    end = time.monotonic() + seconds - 0.5
-    kills = 0
-    jobs = {"doomed": (EXTRA, ["--rw=randrw", "--rwmixwrite=80"])}
-    while time.monotonic() < end:
-        doomed = start(processes, uri, 600, jobs)
-        time.sleep(1.0 if FULL else 0.7)
-        assert doomed.status is None, doomed.stderr
-        doomed.kill()
-        kills += 1
-    assert kills >= 2
-    finished(fio, seconds)
+    doomed_job = {"doomed": (EXTRA, ["--rw=randrw", "--rwmixwrite=80"])}
+
+    def beside_others(seconds: float) -> dict[str, Any]:
+        fio = start(processes, uri, seconds, JOBS)
+        end = time.monotonic() + seconds - 0.5
+        kills = 0
+        while time.monotonic() < end:
+            doomed = start(processes, uri, 600, doomed_job)
+            time.sleep(1.0 if FULL else 0.7)
+            assert doomed.status is None, doomed.stderr
+            doomed.kill()
+            kills += 1
+        assert kills
+        return finished(fio, seconds)
+
+    worked(beside_others)
     apart = start(processes, uri, 1.0, {"apart": (EXTRA, VERIFIED["written"][1])})
     finished(apart, 1.0)
     disk.stop()
