@@ -1,6 +1,7 @@
 """The copying of one attempt: from the scan of the disk to the last acknowledgement.
 
-Owns the scan, the queue of segments to send, what is in flight, and how long nothing was answered.
+Owns the scan, the queue of segments to send, and how long nothing was answered; how much is in
+flight at a time is counted elsewhere (`in_flight`).
 What is sent, and when that is all, is up to the `passes`; what follows is the hand-off's.
 
 Rules (design, sections 2 and 3):
@@ -19,7 +20,8 @@ Rules (design, sections 2 and 3):
 * an oldstyle server gets one request at a time, with a constant cookie; its flags cannot be relied
   on: one that refuses WRITE_ZEROES gets zeroes as data in the next attempt, and one that refuses
   FLUSH counts as having none;
-* what was read from the medium for the copy is not kept in the page cache once it was sent.
+* what was read from the medium for the copy is not kept in the page cache once it was sent
+  (`forgetting`).
 """
 
 from __future__ import annotations
@@ -47,25 +49,19 @@ from ...storage import LONGEST_ZEROES, Scan, Segment, Survey
 from ...transport import FileRegion
 from .admission import PeerCapabilities
 from .context import AttemptContext
+from .forgetting import Forgetting
+from .in_flight import InFlight
 from .passes import Ranges
 from .refusals import Refusal
 from .segment_reader import SegmentReader
 
 _log = Logger()
 
-_WINDOW_BYTES: Final = 32 << 20
-_WINDOW_REQUESTS: Final = 256
 # Bytes that were read and not sent yet, from which on no more are taken from the reader.
 _UNSENT_BYTES: Final = 2 << 20
 _LOOK_AHEAD: Final = 64
-# Segments. Each call waits for all processors where it meets pages that are quite new, so that
-# a few large ones cost less.
-_FORGET_AT_ONCE: Final = 32
 # Bytes that a receiver is asked to zero at a time: it can say that it is still at work.
 _RECEIVERS_ZEROES: Final = 2 << 30
-# Bytes that are to be zeroed at a time: what has lost its connection may be carried out to its end
-# before another attempt can begin to write.
-_WINDOW_ZEROES: Final = 64 << 30
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
 _MAY_TAKE_LONG: Final = (Command.FLUSH, Command.WRITE_ZEROES)
 # How many times the reply timeout a FLUSH may take.
@@ -137,7 +133,9 @@ class Copier:
         is_working: Callable[[], Coroutine[Any, Any, bool]],
         keep_cached: bool = False,
     ) -> None:
-        self._keep_cached = keep_cached
+        self._forgetting = (
+            None if keep_cached else Forgetting(context.disk, context.runtime.threads)
+        )
         self.refusal: Refusal | None = None
         self._is_working = is_working
         self._asking: Deferred[None] | None = None
@@ -149,16 +147,12 @@ class Copier:
         self._longest = peer.longest
         self._longest_zeroes = _RECEIVERS_ZEROES if peer.is_receiver else LONGEST_ZEROES
         self._source_failed = source_failed
-        self._window = 1 if peer.oldstyle else _WINDOW_REQUESTS
         wire = ClientTransmission(constant_cookie=peer.oldstyle, first_cookie=cookie)
         self._requests = PendingRequests(wire)
+        self._in_flight = InFlight(self._requests, one_at_a_time=peer.oldstyle)
         self._pass: _Pass | None = None
-        self._bytes_in_flight = 0
-        self._zeroes_in_flight = 0
         self._bytes_unsent = 0
         self._reader = self._make_reader() if context.disk.fileno() is None else None
-        self._cold: list[Segment] = []
-        self._forgetting: Deferred[None] = succeed(None)
         self._flushed: Deferred[None] | None = None
         self._flushing = False
         self._reply_timer: IDelayedCall | None = None
@@ -251,7 +245,8 @@ class Copier:
 
         @return: fails with L{NoFlush}.
         """
-        self._forget_cold()
+        if self._forgetting is not None:
+            self._forgetting.forget()
         return self._flush() if self._offers_flush else succeed(None)
 
     @property
@@ -280,20 +275,13 @@ class Copier:
         if self._stopped:
             return
         items: list[bytes | FileRegion] = []
-        while (
-            self._requests.in_flight < self._window
-            and self._bytes_in_flight < _WINDOW_BYTES
-            and self._zeroes_in_flight < _WINDOW_ZEROES
-            and (segment := self._next(sending)) is not None
-        ):
+        while self._in_flight.has_room and (segment := self._next(sending)) is not None:
             command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
             answered = partial(self._segment_answered, segment._replace(data=None))
             _, header = self._requests.make(command, segment.offset, segment.length, answered)
             items.append(header)
-            if segment.zero:
-                self._zeroes_in_flight += segment.length
-            else:
-                self._bytes_in_flight += segment.length
+            self._in_flight.requested(segment)
+            if not segment.zero:
                 if segment.data is not None:
                     self._bytes_unsent += segment.length
                 disk, data = self._context.disk, segment.data
@@ -365,17 +353,6 @@ class Copier:
             with contextlib.suppress(OSError):  # the scan meets what matters of it
                 survey.advance(self._context.disk)
         return scan.advance()
-
-    def _forget(self, cold: list[Segment]) -> None:
-        """In a thread: what was read for them is not needed again."""
-        for start, end in _joined(cold):
-            self._context.disk.forget(start, end - start)
-
-    def _forget_cold(self) -> None:
-        cold, self._cold = self._cold, []
-        self._forgetting = forgetting = self._context.runtime.threads(self._forget, cold)
-        # It was only an advice, and by the time that it fails the source may be retired.
-        forgetting.addErrback(lambda failure: failure.trap(OSError)).addErrback(_bug)
 
     def _scan_advanced(self, segments: list[Segment], sending: _Pass) -> None:
         sending.scanning = False
@@ -470,15 +447,9 @@ class Copier:
                 self._context.quirks.zeroes_as_data = True
             self._refused(Refusal(command.name, segment.offset, error))
             return
-        if segment.zero:
-            self._zeroes_in_flight -= segment.length
-        else:
-            self._bytes_in_flight -= segment.length
-        if segment.cold and not self._keep_cached:
-            self._cold.append(segment)
-            # One call at a time: a disk that is slow to forget leaves threads to all else.
-            if len(self._cold) >= _FORGET_AT_ONCE and self._forgetting.called:
-                self._forget_cold()
+        self._in_flight.acknowledged(segment)
+        if self._forgetting is not None:
+            self._forgetting.acknowledged(segment)
         self._context.passes.acknowledged(segment)
         self._context.progress.acknowledged(segment)
 
@@ -496,17 +467,6 @@ class Copier:
     def _refused(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal
         self._connection.fail(str(refusal))
-
-
-def _joined(segments: list[Segment]) -> Ranges:
-    """The ranges that they make up."""
-    ranges: Ranges = []
-    for segment in sorted(segments):
-        if ranges and ranges[-1][1] == segment.offset:
-            ranges[-1] = (ranges[-1][0], segment.end)
-        else:
-            ranges.append((segment.offset, segment.end))
-    return ranges
 
 
 def _cannot_be_read(failure: Failure) -> NoReturn:

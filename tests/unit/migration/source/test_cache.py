@@ -6,7 +6,7 @@ import random
 
 from twisted.internet.defer import Deferred
 
-from blockmig.migration.source import copier
+from blockmig.migration.source import forgetting
 from blockmig.nbd import Command, Export
 from blockmig.testing import synchronous
 
@@ -65,7 +65,7 @@ class CacheTests(SenderCase):
 
     def test_a_disk_that_is_slow_to_forget_is_not_asked_again_meanwhile(self):
         """Its calls would take all threads, and whatever else needs one would wait."""
-        self.patch(copier, "_FORGET_AT_ONCE", 2)
+        self.patch(forgetting, "_AT_ONCE", 2)
         waiting = []
 
         def thread(function, *arguments):
