@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         stop_listening,
         tune,
     )
-    from .incoming import LONGEST_MOVE, FastTurn, IPayloadReceiver, PayloadReader
+    from .incoming import FastTurn, IPayloadReceiver, PayloadReader
+    from .mover import LONGEST_MOVE
     from .outgoing import RegionProducer
     from .plain import (
         LayeredTransport,
@@ -50,7 +51,7 @@ else:
             "FastTurn": "incoming",
             "FileRegion": "regions",
             "IPayloadReceiver": "incoming",
-            "LONGEST_MOVE": "incoming",
+            "LONGEST_MOVE": "mover",
             "LayeredTransport": "plain",
             "Limiter": "rate",
             "PIECE": "read_ahead",

@@ -240,7 +240,8 @@ class ServerReadsTests(ReadingCase):
                     self.theirs.send(piece)
                 return piece is not None
 
-        self.connection._context.incoming._busy_poll = Waits()
+        incoming = self.connection._context.incoming
+        incoming._taken = incoming._taken._replace(busy_poll=Waits())
 
     def test_a_write_in_pieces_takes_the_short_path(self):
         left = self.count_general()
