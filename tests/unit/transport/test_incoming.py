@@ -333,6 +333,13 @@ class TakingOverTests(Case):
         self.reader.take_over()
         self.assertEqual([self.transport], self.reactor.readers)
 
+    def test_where_few_descriptors_are_left_reading_is_left_to_the_transport(self):
+        self.calls.descriptors = lambda: (3, 1024)
+        self.reader.take_over()
+        self.assertEqual(-1, self.reader.fileno())
+        self.feed(DATA[:1000])
+        self.assertEqual(DATA[:1000], self.protocol.bytes)
+
     def test_under_TLS_reading_is_left_to_the_transport(self):
         self.transport.TLS = True
         self.reader.take_over()
