@@ -60,3 +60,11 @@ class RangesTests(SynchronousTestCase):
         for offset in range(0, 2 * WINDOW, MIB):
             self.write_behind.wrote(offset, 4096)
         self.assertEqual([], self.disk.begun)
+
+    def test_many_ranges_do(self):
+        """However short they are: each is kept in memory until it is written back."""
+        scattered = [(2 * MIB * number, 4096) for number in range(256)]
+        for offset, length in scattered:
+            self.assertEqual([], self.disk.begun)
+            self.write_behind.wrote(offset, length)
+        self.assertEqual(scattered, self.disk.begun)
