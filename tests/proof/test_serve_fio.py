@@ -184,7 +184,7 @@ def test_a_client_that_is_stopped_and_continued_loses_nothing(
             fio.signal(signal.SIGCONT)
             stops += 1
         jobs = finished(fio, seconds)
-        assert stops >= 5, stops
+        assert stops >= seconds, stops
         return jobs
 
     worked(stopped_and_continued)
@@ -210,12 +210,12 @@ def test_a_client_that_is_killed_harms_no_other(
             assert doomed.status is None, doomed.stderr
             doomed.kill()
             kills += 1
-        assert kills
+        assert kills >= seconds / 3, kills
         return finished(fio, seconds)
 
     worked(beside_others)
     apart = start(processes, uri, 1.0, {"apart": (EXTRA, VERIFIED["written"][1])})
-    finished(apart, 1.0)
+    assert finished(apart, 1.0)["apart"]["write"]["total_ios"]
     disk.stop()
     disk.check(also=(EXTRA,))
 

@@ -29,21 +29,25 @@ _UNUSED: Final = "http.cookiejar"
 
 @contextlib.contextmanager
 def _without(names: Sequence[str]) -> Iterator[None]:
-    """Have others imported as if these modules were not installed."""
-    before = {name: sys.modules[name] for name in names if name in sys.modules}
-    sys.modules |= dict.fromkeys(names)  # type: ignore[arg-type]
+    """Have others imported as if these modules, unless they are there already, were not installed.
+
+    (To hide one that is there would gain nothing, and leave those of its parts that are.)
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules |= dict.fromkeys(hidden)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        for name in names:
+        for name in hidden:
             del sys.modules[name]
-        sys.modules |= before
 
 
 def _import_when_used(name: str) -> None:
     """Have a module of a package imported no earlier than one of its names is asked for."""
+    if name in sys.modules:
+        return
     spec = importlib.util.find_spec(name)
-    if name in sys.modules or spec is None or spec.loader is None:
+    if spec is None or spec.loader is None:
         return
     spec.loader = importlib.util.LazyLoader(spec.loader)
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
@@ -54,11 +58,12 @@ def _import_when_used(name: str) -> None:
 
 
 def _import_reactor(options: Options) -> Any:
-    """Import Twisted without what none of our commands uses, a third of its time and 14 MiB.
+    """Import Twisted without what it does not need for us, a third of its time and 14 MiB.
 
     Its TCP transports and its endpoints import pyOpenSSL for TLS of their own. Only an endpoint
     that begins with C{ssl:} needs that: our TLS is a transport of our own, and imports pyOpenSSL
-    when it is used.
+    when it is used. asyncio, whose loops nobody runs here, imports C{ssl}, and does without it from
+    then on; whoever else imports that later gets it.
     """
     _import_when_used(_UNUSED)
     own_tls = any("ssl:" in str(value) for value in options.values())

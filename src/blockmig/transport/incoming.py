@@ -97,11 +97,12 @@ class IPayloadReceiver(Interface):
         """
 
 
-class _TakenOver(NamedTuple):
+class _OwnReading(NamedTuple):
     """What there is while the reader reads, and not the transport.
 
     @ivar descriptor: the duplicate of the socket's.
     @ivar busy_poll: polls for the next messages; None where they are not polled for.
+    @ivar low_water: says for how many bytes the reader is woken up.
     """
 
     descriptor: int
@@ -138,7 +139,7 @@ class PayloadReader:
         self._system = system
         self._seconds = seconds
         self._mover = Mover(system)
-        self._taken: _TakenOver | None = None
+        self._own: _OwnReading | None = None
         self._read_next = _READ_SIZE
         self._left = 0
         self._paused = False
@@ -151,7 +152,7 @@ class PayloadReader:
             as many in a turn as were received, and passed to C{bufferReceived}.
         @param poll: with C{at_once}, poll for the next ones.
         """
-        if self._taken is not None or self._stopped or not is_plain_socket(self._transport):
+        if self._own is not None or self._stopped or not is_plain_socket(self._transport):
             return
         region = self.protocol.payload_region()
         if not at_once and (region is None or region.length < SHORTEST_MOVE):
@@ -159,17 +160,14 @@ class PayloadReader:
         reactor = self._reactor
         if not IReactorFDSet.providedBy(reactor):
             return
+        low_water = LowWater(self._transport.getHandle(), reactor)
         try:
             check_descriptors(self._system)
             descriptor = os.dup(self._transport.fileno())
         except OSError:  # out of descriptors
             return
-        os.set_inheritable(descriptor, False)
-        self._taken = _TakenOver(
-            descriptor,
-            BusyPoll(descriptor) if at_once and poll else None,
-            LowWater(self._transport.getHandle(), self._reactor),
-        )
+        busy_poll = BusyPoll(descriptor) if at_once and poll else None
+        self._own = _OwnReading(descriptor, busy_poll, low_water)
         self._transport.pauseProducing()
         if not self._paused:
             self._reactor.addReader(self)
@@ -179,7 +177,7 @@ class PayloadReader:
         if self._paused or self._stopped:
             return
         self._paused = True
-        if self._taken is not None:
+        if self._own is not None:
             self._reactor.removeReader(self)
         else:
             self._transport.pauseProducing()
@@ -188,7 +186,7 @@ class PayloadReader:
         if not self._paused or self._stopped:
             return
         self._paused = False
-        if self._taken is not None:
+        if self._own is not None:
             self._reactor.addReader(self)
         else:
             self._transport.resumeProducing()
@@ -196,12 +194,12 @@ class PayloadReader:
     def stop(self) -> None:
         """Close the descriptors; to be called when the connection is lost."""
         self._stopped = True
-        taken = self._taken
-        if taken is not None:
-            taken.low_water.stop()
+        own = self._own
+        if own is not None:
+            own.low_water.stop()
             self._reactor.removeReader(self)
-            self._taken = None
-            os.close(taken.descriptor)
+            self._own = None
+            os.close(own.descriptor)
         self._mover.close()
 
     # IReadDescriptor, for the reactor.
@@ -211,7 +209,7 @@ class PayloadReader:
 
     def fileno(self) -> int:
         """The duplicate of the transport's descriptor; -1 before and after."""
-        return -1 if self._taken is None else self._taken.descriptor
+        return -1 if self._own is None else self._own.descriptor
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor noticed the end of the connection; or L{doRead} has raised something.
@@ -227,21 +225,21 @@ class PayloadReader:
 
     def doRead(self) -> None:
         """The socket is readable."""
-        taken = self._taken
-        assert taken is not None
+        own = self._own
+        assert own is not None
         seconds = self._seconds
         end = seconds() + _LONGEST_TURN
-        if taken.busy_poll is not None:
-            taken.busy_poll.begin()
+        if own.busy_poll is not None:
+            own.busy_poll.begin()
         try:
-            while self._taken is taken and not self._paused:
+            while self._own is own and not self._paused:
                 region = self.protocol.payload_region()
                 if region is None or (region.length < SHORTEST_MOVE and not self._left):
                     self._left = 0
-                    if self._read_on(taken):
+                    if self._read_on(own):
                         break
                 else:
-                    self._move(taken, region)
+                    self._move(own, region)
                 if seconds() >= end:
                     break
         except BlockingIOError:
@@ -251,20 +249,20 @@ class PayloadReader:
             self.stop()
             self._transport.abortConnection()
             return
-        if self._taken is taken:
-            taken.low_water.expect(self._left)
+        if self._own is own:
+            own.low_water.expect(self._left)
 
     def _hand_back(self) -> None:
         """Let the transport find out how the connection ended, and report it as usual."""
         self.stop()
         self._transport.resumeProducing()
 
-    def _read_on(self, taken: _TakenOver) -> bool:
+    def _read_on(self, own: _OwnReading) -> bool:
         """Read what is no payload, or one too short to be moved; return whether the turn ends."""
-        if taken.busy_poll is None:
+        if own.busy_poll is None:
             wanted = self._read_next
-            return self._read(taken.descriptor, wanted) < wanted
-        return self._answer_fast(taken.descriptor, taken.busy_poll)
+            return self._read(own.descriptor, wanted) < wanted
+        return self._answer_fast(own.descriptor, own.busy_poll)
 
     def _answer_fast(self, descriptor: int, busy_poll: BusyPoll) -> bool:
         """Have messages answered, on the fast path if possible; return whether the turn ends."""
@@ -274,7 +272,7 @@ class PayloadReader:
             self._read(descriptor, self._read_next if expects_payload else len(_receive_buffer))
         elif serve(partial(self._system.readv, descriptor), _receive_buffer, busy_poll.more):
             self._hand_back()
-        return self._taken is None or self._paused or not busy_poll.more()
+        return self._own is None or self._paused or not busy_poll.more()
 
     def _read(self, descriptor: int, wanted: int) -> int:
         """Read up to C{wanted} bytes, and pass them on; return how many."""
@@ -286,9 +284,9 @@ class PayloadReader:
         self.protocol.bufferReceived(_receive_buffer[:count])
         return count
 
-    def _move(self, taken: _TakenOver, region: FileRegion) -> None:
+    def _move(self, own: _OwnReading, region: FileRegion) -> None:
         """Move some of a payload into its region."""
-        moved = self._mover.move(taken.descriptor, region, self.protocol.payload_failed)
+        moved = self._mover.move(own.descriptor, region, self.protocol.payload_failed)
         self._left = region.length - moved
         if moved == 0:
             self._hand_back()

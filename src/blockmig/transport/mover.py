@@ -3,10 +3,9 @@
 Owns the pipe, and whether this kernel and this disk can splice. Rules:
 
 * where splice cannot be used, bytes are moved by readv into a buffer and pwrite;
-* what is in the pipe belongs to the disk: a disk that stops to be spliced into gets the rest of it
-  by write, and one that fails has lost all of it;
-* it works without descriptors of its own, more slowly: it takes none where few are left, which the
-  process needs for its files.
+* what is in the pipe belongs to the disk: a disk that can no longer be spliced into gets the rest
+  by write; where a disk fails, what was on its way counts as lost, and the pipe is closed with it;
+* where few descriptors are left, none is taken for a pipe: the process needs them for its files.
 """
 
 from __future__ import annotations

@@ -241,7 +241,7 @@ class ServerReadsTests(ReadingCase):
                 return piece is not None
 
         incoming = self.connection._context.incoming
-        incoming._taken = incoming._taken._replace(busy_poll=Waits())
+        incoming._own = incoming._own._replace(busy_poll=Waits())
 
     def test_a_write_in_pieces_takes_the_short_path(self):
         left = self.count_general()

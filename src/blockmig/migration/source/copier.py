@@ -246,7 +246,7 @@ class Copier:
         @return: fails with L{NoFlush}.
         """
         if self._forgetting is not None:
-            self._forgetting.forget()
+            self._forgetting.finish()
         return self._flush() if self._offers_flush else succeed(None)
 
     @property

@@ -1,13 +1,14 @@
 """Drops from the page cache what was read for the copy only.
 
-Owns the segments that were not cached before, from their acknowledgement until the cache has
-dropped them. Rules:
+Owns the segments that were not cached before, from their acknowledgement until a thread drops them.
+Rules:
 
 * what was cached before stays: somebody has a use for it;
 * a call waits for all processors where it meets pages that are quite new, so that it is made in a
   thread, for many segments together;
 * there is one such thread at a time: a disk that is slow to forget leaves threads to all else;
-* it is an advice: that it fails costs nothing, and by then the disk may be retired.
+* it is an advice: that it fails costs nothing, and by then the disk may be retired. What an attempt
+  leaves behind when it is lost is some MiB.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ...storage import Segment
 
 _log = Logger()
 
-_AT_ONCE: Final = 32
+_WORTH_A_CALL: Final = 32
 """Segments."""
 
 
@@ -38,21 +39,25 @@ class Forgetting:
         self._disk = disk
         self._in_thread = in_thread
         self._cold: list[Segment] = []
-        self._forgetting: Deferred[None] = succeed(None)
+        self._at_work: Deferred[None] = succeed(None)
 
     def acknowledged(self, segment: Segment) -> None:
-        """The destination has it; it will be dropped some time if it was cold."""
+        """The destination has it; if it was cold it may be dropped."""
         if not segment.cold:
             return
         self._cold.append(segment)
-        if len(self._cold) >= _AT_ONCE and self._forgetting.called:
-            self.forget()
+        if len(self._cold) >= _WORTH_A_CALL and self._at_work.called:
+            self._drop()
 
-    def forget(self) -> None:
-        """Drop now what is left."""
-        cold, self._cold = self._cold, []
-        self._forgetting = forgetting = self._in_thread(self._forget, cold)
-        forgetting.addErrback(lambda failure: failure.trap(OSError)).addErrback(_bug)
+    def finish(self) -> None:
+        """Drop what is left, once the thread that is at work is through."""
+        self._at_work.addCallback(lambda _: self._drop())
+
+    def _drop(self) -> None:
+        if self._cold:
+            cold, self._cold = self._cold, []
+            self._at_work = self._in_thread(self._forget, cold)
+            self._at_work.addErrback(lambda failure: failure.trap(OSError)).addErrback(_bug)
 
     def _forget(self, cold: list[Segment]) -> None:
         """In a thread."""
