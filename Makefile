@@ -25,7 +25,7 @@ help:
 	@echo "make fuzz [SECONDS=S]  feed the product what nobody would write, for S seconds in all (60)"
 	@echo "make lint              ruff, mypy, and whether the package installs as it should"
 	@echo "make interpreters      the unit tests under other Pythons, with old and new dependencies"
-	@echo "make bench [ONLY=CASE] beside nbdcopy, qemu-img, nbdkit, qemu-nbd, nbd-server (35 minutes)"
+	@echo "make bench [ONLY=CASE] beside nbdcopy, qemu-img, nbdkit, qemu-nbd, nbd-server (over an hour)"
 	@echo "make clean             remove what these made"
 
 demo: .venv/package
