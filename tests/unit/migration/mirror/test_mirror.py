@@ -938,18 +938,18 @@ class ReleasedTests(Case):
 
     def test_clients_released_at_any_message_continue_and_so_does_the_attempt(self):
         steps, seen = self.released_everywhere()
-        self.assertGreaterEqual(steps, 8, seen)
+        self.assertGreaterEqual(steps, 7, seen)
         self.assertEqual({"copying", "confirming", "recording"}, set(seen))
 
     def test_a_release_at_any_message_with_late_replies_continues_the_attempt(self):
         for late in (0.05, 3.0):
             steps, seen = self.released_everywhere(late)
-            self.assertGreaterEqual(steps, 8, seen)
+            self.assertGreaterEqual(steps, 7, seen)
 
     def test_a_release_at_any_message_before_an_unlink_continues_the_attempt(self):
         self.unlink = True
         steps, seen = self.released_everywhere()
-        self.assertGreaterEqual(steps, 8, seen)
+        self.assertGreaterEqual(steps, 7, seen)
 
     def to(self, state):
         self.begin()
