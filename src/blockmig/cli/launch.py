@@ -58,7 +58,10 @@ def _import_when_used(name: str) -> None:
 
 
 def _import_reactor(options: Options) -> Any:
-    """Import Twisted without what it does not need for us, a third of its time and 14 MiB.
+    """Import Twisted without what it does not need for us.
+
+    That was a quarter of a command's start and 12 MiB (pyOpenSSL), and a fifth of what was left and
+    3 MiB (the others).
 
     Its TCP transports and its endpoints import pyOpenSSL for TLS of their own. Only an endpoint
     that begins with C{ssl:} needs that: our TLS is a transport of our own, and imports pyOpenSSL

@@ -51,7 +51,7 @@ class Forgetting:
 
     def finish(self) -> None:
         """Drop what is left, once the thread that is at work is through."""
-        self._at_work.addCallback(lambda _: self._drop())
+        self._at_work.addCallback(lambda _: self._drop()).addErrback(_bug)
 
     def _drop(self) -> None:
         if self._cold:
