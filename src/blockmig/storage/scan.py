@@ -84,13 +84,14 @@ class Scan:
             self._examined(disk, self._window.slide(runs)) if probe else runs
         )
 
-    def advance(self) -> list[Segment]:
+    def advance(self, most: int = _STEP_BYTES) -> list[Segment]:
         """The next segments; none at the end of the disk.
 
+        @param most: bytes of data from which on the step ends.
         @raise OSError: the disk could not be read.
         """
         segments: list[Segment] = []
-        stop = self._bytes_examined + _STEP_BYTES
+        stop = self._bytes_examined + most
         self._step_end = self._seconds() + _STEP_SECONDS
         for segment in islice(self._segments, _STEP_SEGMENTS):
             segments.append(segment)

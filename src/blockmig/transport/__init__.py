@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .plain import (
         LayeredTransport,
         has_hung_up,
+        is_on_this_machine,
         is_plain_socket,
         is_readable,
         peer_user,
@@ -67,6 +68,7 @@ else:
             "client_endpoint": "endpoints",
             "describe_address": "endpoints",
             "has_hung_up": "plain",
+            "is_on_this_machine": "plain",
             "is_plain_socket": "plain",
             "is_readable": "plain",
             "listen": "endpoints",
@@ -103,6 +105,7 @@ __all__ = [
     "client_endpoint",
     "describe_address",
     "has_hung_up",
+    "is_on_this_machine",
     "is_plain_socket",
     "is_readable",
     "listen",

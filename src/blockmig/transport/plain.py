@@ -91,6 +91,22 @@ def peer_user(transport: object) -> int | None:
     return None if user == _NOBODY else int(user)
 
 
+def is_on_this_machine(transport: object) -> bool:
+    """Whether the peer gets from this machine's memory what is sent there. False also where that is
+    unknown, and where somebody is between, as TLS is."""
+    if not is_plain_socket(transport):
+        return False
+    handle = transport.getHandle()
+    if handle.family == socket.AF_UNIX:
+        return True
+    try:
+        ours, peers = handle.getsockname()[0], handle.getpeername()[0]
+    except OSError:
+        return False
+    # Who connects to an address of his own connects from it; but for all of 127.0.0.0/8.
+    return bool(ours == peers or peers.startswith("127."))
+
+
 def is_readable(transport: object) -> bool:
     """Whether the peer has sent something that was not read yet. False where it is unknown."""
     transport = _beneath(transport)

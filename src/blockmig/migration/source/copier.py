@@ -51,6 +51,7 @@ from .admission import PeerCapabilities
 from .context import AttemptContext
 from .forgetting import Forgetting
 from .in_flight import InFlight
+from .look_ahead import look_ahead_for
 from .passes import Ranges
 from .refusals import Refusal
 from .segment_reader import SegmentReader
@@ -59,7 +60,6 @@ _log = Logger()
 
 # Bytes that were read and not sent yet, from which on no more are taken from the reader.
 _UNSENT_BYTES: Final = 2 << 20
-_LOOK_AHEAD: Final = 64
 # Bytes that a receiver is asked to zero at a time: it can say that it is still at work.
 _RECEIVERS_ZEROES: Final = 2 << 30
 _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
@@ -149,7 +149,12 @@ class Copier:
         self._source_failed = source_failed
         wire = ClientTransmission(constant_cookie=peer.oldstyle, first_cookie=cookie)
         self._requests = PendingRequests(wire)
-        self._in_flight = InFlight(self._requests, one_at_a_time=peer.oldstyle)
+        self._look_ahead = look_ahead_for(
+            context.disk, connection.transport, context.runtime.system
+        )
+        self._in_flight = InFlight(
+            self._requests, self._look_ahead.most_in_flight, one_at_a_time=peer.oldstyle
+        )
         self._pass: _Pass | None = None
         self._bytes_unsent = 0
         self._reader = self._make_reader() if context.disk.fileno() is None else None
@@ -290,9 +295,10 @@ class Copier:
             return
         if items:
             self._send(items)
-        left = len(sending.segments) + (self._reader.waiting if self._reader is not None else 0)
-        if left < _LOOK_AHEAD and not sending.scanned:
+        being_read = self._reader.waiting if self._reader is not None else 0
+        if not sending.scanned and not self._look_ahead.is_enough(sending.segments, being_read):
             self._scan_further(sending)
+        left = sending.segments or being_read
         if sending.scanned and not left and not self._requests.in_flight:
             self._pass = None
             sending.acknowledged.callback(None)
@@ -352,7 +358,7 @@ class Copier:
         if survey is not None:
             with contextlib.suppress(OSError):  # the scan meets what matters of it
                 survey.advance(self._context.disk)
-        return scan.advance()
+        return self._look_ahead.advance(scan)
 
     def _scan_advanced(self, segments: list[Segment], sending: _Pass) -> None:
         sending.scanning = False

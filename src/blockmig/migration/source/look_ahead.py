@@ -1,0 +1,108 @@
+"""How far the scan runs ahead of what is requested, and how much is in flight.
+
+Owns those limits, and the calls that advance the scan in a thread. There are two kinds, since a
+peer on this machine is not like another one.
+
+Towards another machine both are large: its round trip is long, and the scan finds holes quickly
+and data slowly.
+
+A peer on this machine is given pages of the cache (sendfile(2)), and it is the peer that copies
+them, on its processor, while ours has little to do. What is in no processor's cache then costs it
+a wait for memory at each line: as much as the writing does. So the scan reads, on our processor,
+what is about to be sent, and throws it away: what the peer copies a little later is in a cache that
+both share. Rules of that:
+
+* it is not far ahead, and little is in flight: else it would be out of that cache again;
+* it is read with few calls, into a buffer that is used again, and so stays in our own cache;
+* a short piece is not read: the call would cost more than it gives;
+* that it cannot be read is met by whoever sends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from ...interfaces import IDisk
+from ...storage import Scan, Segment, held_descriptor
+from ...syscalls import SystemCalls
+from ...transport import is_on_this_machine
+
+_MOST_SEGMENTS: Final = 64
+_MOST_WARM: Final = 4 << 20
+"""Bytes, scanned and not requested yet; and those of a step of such a scan."""
+
+_WORTH_A_CALL: Final = 64 << 10
+_BUFFER: Final = 256 << 10
+
+
+class LookAhead:
+    """Towards another machine.
+
+    @ivar most_in_flight: bytes of data that may be in flight.
+    """
+
+    most_in_flight: int = 32 << 20
+
+    def is_enough(self, segments: Collection[Segment], being_read: int = 0) -> bool:
+        """Whether the scan may rest for now.
+
+        @param segments: those that were scanned, and not requested yet.
+        @param being_read: how many more there are.
+        """
+        return len(segments) + being_read >= _MOST_SEGMENTS
+
+    def advance(self, scan: Scan) -> list[Segment]:
+        """I{Slow.} The next segments; none at the end.
+
+        @raise OSError: the disk could not be read.
+        """
+        return scan.advance()
+
+
+class WarmLookAhead(LookAhead):
+    """Towards a peer on this machine.
+
+    @param disk: it has a descriptor.
+    """
+
+    most_in_flight = 8 << 20
+
+    def __init__(self, disk: IDisk, system: SystemCalls) -> None:
+        self._disk = disk
+        self._system = system
+        self._buffer = memoryview(bytearray(_BUFFER))
+
+    def is_enough(self, segments: Collection[Segment], being_read: int = 0) -> bool:
+        return (
+            super().is_enough(segments, being_read)
+            or sum(segment.length for segment in segments if not segment.zero) >= _MOST_WARM
+        )
+
+    def advance(self, scan: Scan) -> list[Segment]:
+        segments = scan.advance(_MOST_WARM)
+        try:
+            with held_descriptor(self._disk) as descriptor:
+                for segment in segments:
+                    if not segment.zero and segment.length >= _WORTH_A_CALL:
+                        self._read(descriptor, segment)
+        except OSError:
+            pass
+        return segments
+
+    def _read(self, descriptor: int, segment: Segment) -> None:
+        """All of it with one call, into the same memory again and again."""
+        times, rest = divmod(segment.length, _BUFFER)
+        self._system.preadv(
+            descriptor, [*[self._buffer] * times, self._buffer[:rest]], segment.offset
+        )
+
+
+def look_ahead_for(disk: IDisk, transport: object, system: SystemCalls) -> LookAhead:
+    """The one for what is sent of a disk on a connection.
+
+    @param transport: connected.
+    """
+    if disk.fileno() is not None and is_on_this_machine(transport):
+        return WarmLookAhead(disk, system)
+    return LookAhead()
