@@ -152,9 +152,7 @@ class Copier:
         self._look_ahead = look_ahead_for(
             context.disk, connection.transport, context.runtime.system
         )
-        self._in_flight = InFlight(
-            self._requests, self._look_ahead.most_in_flight, one_at_a_time=peer.oldstyle
-        )
+        self._in_flight = InFlight(self._requests, one_at_a_time=peer.oldstyle)
         self._pass: _Pass | None = None
         self._bytes_unsent = 0
         self._reader = self._make_reader() if context.disk.fileno() is None else None
@@ -280,15 +278,14 @@ class Copier:
         if self._stopped:
             return
         items: list[bytes | FileRegion] = []
-        while self._in_flight.has_room and (segment := self._next(sending)) is not None:
+        while self._has_room and (segment := self._next(sending)) is not None:
             command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
             answered = partial(self._segment_answered, segment._replace(data=None))
             _, header = self._requests.make(command, segment.offset, segment.length, answered)
             items.append(header)
             self._in_flight.requested(segment)
             if not segment.zero:
-                if segment.data is not None:
-                    self._bytes_unsent += segment.length
+                self._bytes_unsent += segment.length
                 disk, data = self._context.disk, segment.data
                 items.append(FileRegion(disk, segment.offset, segment.length, data=data))
         if self._stopped:  # the disk could not be read
@@ -302,6 +299,11 @@ class Copier:
         if sending.scanned and not left and not self._requests.in_flight:
             self._pass = None
             sending.acknowledged.callback(None)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether one segment more may be requested."""
+        return self._in_flight.has_room and self._bytes_unsent < self._look_ahead.most_unsent
 
     def _next(self, sending: _Pass) -> Segment | None:
         """What is to be sent next; None if that is not known yet, or would be too much."""
@@ -323,8 +325,8 @@ class Copier:
     def moved(self, count: int) -> None:
         """Some data was given to the connection, which the destination has room for."""
         self._heard()
-        if self._reader is not None:
-            self._bytes_unsent -= count
+        self._bytes_unsent -= count
+        if self._reader is not None or self._has_room:
             self._data_ready()
 
     def _scan_further(self, sending: _Pass) -> None:

@@ -16,6 +16,7 @@ from ...client import PendingRequests
 from ...storage import Segment
 
 _MOST_REQUESTS: Final = 256
+_MOST_DATA: Final = 32 << 20
 _MOST_ZEROES: Final = 64 << 30
 
 
@@ -23,14 +24,12 @@ class InFlight:
     """What is in flight in one attempt.
 
     @param requests: those that are, a FLUSH among them.
-    @param most_data: bytes of data from which on there is no room.
     @param one_at_a_time: there may be one request at most.
     """
 
-    def __init__(self, requests: PendingRequests, most_data: int, *, one_at_a_time: bool) -> None:
+    def __init__(self, requests: PendingRequests, *, one_at_a_time: bool) -> None:
         self._requests = requests
         self._most_requests = 1 if one_at_a_time else _MOST_REQUESTS
-        self._most_data = most_data
         self._data = 0
         self._zeroes = 0
 
@@ -39,7 +38,7 @@ class InFlight:
         """Whether one segment more may be requested."""
         return (
             self._requests.in_flight < self._most_requests
-            and self._data < self._most_data
+            and self._data < _MOST_DATA
             and self._zeroes < _MOST_ZEROES
         )
 

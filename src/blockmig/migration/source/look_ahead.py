@@ -1,10 +1,9 @@
-"""How far the scan runs ahead of what is requested, and how much is in flight.
+"""How far the scan runs ahead of what is sent.
 
-Owns those limits, and the calls that advance the scan in a thread. There are two kinds, since a
-peer on this machine is not like another one.
+Owns that limit, and the calls that advance the scan in a thread. There are two kinds, since a peer
+on this machine is not like another one.
 
-Towards another machine both are large: its round trip is long, and the scan finds holes quickly
-and data slowly.
+Towards another machine the scan is far ahead: it finds holes quickly, and data slowly.
 
 A peer on this machine is given pages of the cache (sendfile(2)), and it is the peer that copies
 them, on its processor, while ours has little to do. What is in no processor's cache then costs it
@@ -12,7 +11,8 @@ a wait for memory at each line: as much as the writing does. So the scan reads, 
 what is about to be sent, and throws it away: what the peer copies a little later is in a cache that
 both share. Rules of that:
 
-* it is not far ahead, and little is in flight: else it would be out of that cache again;
+* it is not far ahead of what the kernel has taken: else it would be out of that cache again. How
+  much is in flight does not matter for that: the peer may be a relay to another machine;
 * it is read with few calls, into a buffer that is used again, and so stays in our own cache;
 * a short piece is not read: the call would cost more than it gives;
 * that it cannot be read is met by whoever sends it.
@@ -39,10 +39,11 @@ _BUFFER: Final = 256 << 10
 class LookAhead:
     """Towards another machine.
 
-    @ivar most_in_flight: bytes of data that may be in flight.
+    @ivar most_unsent: bytes of data that were requested to be written and not given to the kernel
+        yet, from which on nothing more is requested.
     """
 
-    most_in_flight: int = 32 << 20
+    most_unsent: int = 1 << 62
 
     def is_enough(self, segments: Collection[Segment], being_read: int = 0) -> bool:
         """Whether the scan may rest for now.
@@ -66,7 +67,7 @@ class WarmLookAhead(LookAhead):
     @param disk: it has a descriptor.
     """
 
-    most_in_flight = 8 << 20
+    most_unsent = 8 << 20
 
     def __init__(self, disk: IDisk, system: SystemCalls) -> None:
         self._disk = disk

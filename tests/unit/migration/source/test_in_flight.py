@@ -19,7 +19,7 @@ class InFlightTests(SynchronousTestCase):
 
     def fill(self, length, *, zero, one_at_a_time=False):
         """Request segments until there is no room; what was requested."""
-        self.in_flight = InFlight(self.requests, 32 * MIB, one_at_a_time=one_at_a_time)
+        self.in_flight = InFlight(self.requests, one_at_a_time=one_at_a_time)
         found = []
         while self.in_flight.has_room:
             segment = Segment(len(found) * length, length, zero)

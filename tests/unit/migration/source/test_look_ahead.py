@@ -9,11 +9,12 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from blockmig.migration.source import look_ahead
+from blockmig.migration.source.in_flight import InFlight
 from blockmig.migration.source.look_ahead import LookAhead, WarmLookAhead, look_ahead_for
 from blockmig.nbd import Command, Export
 from blockmig.storage import FileDisk, Scan, Segment
 from blockmig.syscalls import SystemCalls
-from blockmig.testing import MemoryDisk
+from blockmig.testing import MemoryDisk, synchronous
 
 from .case import ALL, QuickUnlinkableDisk, SenderCase
 
@@ -163,11 +164,34 @@ class SenderTests(SenderCase):
             request.length for request in server.requests if request.command == Command.WRITE
         )
 
-    def test_little_is_in_flight_to_a_peer_on_this_machine(self):
-        self.patch(look_ahead, "is_on_this_machine", lambda transport: True)
-        self.assertEqual(8 * MIB, self.requested())
+    def queued(self):
+        """How much is requested of a peer that takes nothing once the scan has begun."""
+        made, requested = [], []
+        self.endpoint.prepare(made.append)
+        count = InFlight.requested
 
-    def test_more_is_in_flight_to_another_machine(self):
+        def in_thread(function, *arguments):
+            made[0].stall()
+            return synchronous(function, *arguments)
+
+        def noted(in_flight, segment):
+            requested.append(segment.length)
+            count(in_flight, segment)
+
+        self.patch(InFlight, "requested", noted)
+        self.send(thread=in_thread)
+        return sum(requested)
+
+    def test_little_is_queued_for_a_peer_on_this_machine(self):
+        self.patch(look_ahead, "is_on_this_machine", lambda transport: True)
+        # One more than that: the transport has taken the first bytes.
+        self.assertEqual(8 * MIB + REQUEST, self.queued())
+
+    def test_more_is_queued_for_another_machine(self):
+        self.assertEqual(32 * MIB, self.queued())
+
+    def test_it_may_be_a_relay_to_another_machine_so_that_as_much_is_in_flight(self):
+        self.patch(look_ahead, "is_on_this_machine", lambda transport: True)
         self.assertEqual(32 * MIB, self.requested())
 
     def test_all_of_it_was_read_and_arrives(self):
