@@ -325,8 +325,9 @@ class Copier:
     def moved(self, count: int) -> None:
         """Some data was given to the connection, which the destination has room for."""
         self._heard()
+        was_full = self._bytes_unsent >= self._look_ahead.most_unsent
         self._bytes_unsent -= count
-        if self._reader is not None or self._has_room:
+        if self._reader is not None or (was_full and self._has_room):
             self._data_ready()
 
     def _scan_further(self, sending: _Pass) -> None:
