@@ -7,12 +7,14 @@ in one piece. The data of a READ is kept in memory until it is complete: reads h
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ..nbd import ClientTransmission, Command, EndOfPayload, Payload, Reply, Request, describe_errno
+
+_READ: Final = int(Command.READ)
 
 
 class RequestFailed(Exception):
@@ -96,16 +98,15 @@ class PendingRequests:
         """
         self._wire.receive_data(data)
         while (event := self._wire.next_event()) is not None:
-            if isinstance(event, Payload):
+            if isinstance(event, Reply):
+                if event.error or event.request.command != _READ:
+                    self._answer(event, event.error, b"")
+            elif isinstance(event, Payload):
                 self._payload += bytes(event.data)
             elif isinstance(event, EndOfPayload):
                 payload, self._payload = self._payload, b""
                 assert isinstance(event.message, Reply)
                 self._answer(event.message, 0, payload)
-            elif isinstance(event, Reply) and (
-                event.error or event.request.command != Command.READ
-            ):
-                self._answer(event, event.error, b"")
 
     def _answer(self, reply: Reply, error: int, data: bytes) -> None:
         _, answered = self._waiting.pop(reply.request.cookie)

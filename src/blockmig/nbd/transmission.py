@@ -45,6 +45,10 @@ _REQUEST = struct.Struct("!IHHQQI")
 _SIMPLE_REPLY = struct.Struct("!IIQ")
 _CHUNK = struct.Struct("!IHHQI")
 
+# A member of an Enum is looked up slowly, and this is asked of every request and reply.
+_READ: Final = int(Command.READ)
+_DISC: Final = int(Command.DISC)
+
 REQUEST: Final = _REQUEST
 """The layout of a request, the magic first."""
 
@@ -317,13 +321,14 @@ class ClientTransmission(_Transmission):
         """
         if self._disconnected:
             raise LocalProtocolError("nothing may be sent after a disconnect")
-        if command == Command.DISC and self._in_flight:
+        disconnects = command == _DISC
+        if disconnects and self._in_flight:
             raise LocalProtocolError("a disconnect with requests in flight")
         cookie = self._next_cookie
         if cookie in self._in_flight:
             raise LocalProtocolError(f"cookie {cookie} is in flight")
         request = Request(flags, command, cookie, offset, length)
-        if command == Command.DISC:
+        if disconnects:
             self._disconnected = True
         else:
             self._in_flight[cookie] = request
@@ -338,7 +343,7 @@ class ClientTransmission(_Transmission):
         if request is None:
             raise RemoteProtocolError(f"a reply to cookie {cookie}, which is not in flight")
         reply = Reply(request, error)
-        if request.command == Command.READ and not error:
+        if request.command == _READ and not error:
             self._message = reply
             self._expected = request.length
         return reply

@@ -101,9 +101,7 @@ class FastChanges:
         payload = position + _HEADER
         if payload > len(data):
             return None
-        magic, *fields = REQUEST.unpack_from(data, position)
-        request = Request(*fields)
-        flags, command, _, offset, length = request
+        magic, flags, command, cookie, offset, length = REQUEST.unpack_from(data, position)
         if (
             magic != REQUEST_MAGIC
             or flags
@@ -113,12 +111,12 @@ class FastChanges:
         ):
             return None
         if command == _WRITE:
-            quick = length <= min(SMALL, len(data) - payload)
+            quick = length <= SMALL and payload + length <= len(data)
         else:
             quick = command == _ZEROES and (
                 length <= SHORT_ZEROES or is_untouched(self._handler.disk, offset, length)
             )
-        return (request, payload) if quick else None
+        return (Request(flags, command, cookie, offset, length), payload) if quick else None
 
     def _count(self, requests: list[Request]) -> None:
         written = [length for _, command, _, _, length in requests if command == _WRITE]

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from bitarray import bitarray
@@ -63,6 +64,22 @@ class Coverage:
         self._add_within(first, offset, (first + 1) * BLOCK)
         self._add_within(last, last * BLOCK, end)
         self._add_whole(first + 1, last)
+
+    def add_all(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """L{add} each of C{ranges}, an offset and a length.
+
+        Those that follow each other without a gap are added as one: of a fragmented disk they are
+        nearly all, and it is each call that costs.
+        """
+        start = end = 0
+        for offset, length in ranges:
+            if offset != end:
+                if start < end:
+                    self.add(start, end - start)
+                start = offset
+            end = offset + length
+        if start < end:
+            self.add(start, end - start)
 
     def _block_end(self, block: int) -> int:
         return min((block + 1) * BLOCK, self._size)

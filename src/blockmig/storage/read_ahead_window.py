@@ -55,7 +55,10 @@ class ReadAheadWindow:
         pieces: deque[Segment] = deque()
         ahead = 0
         for run in _cut(runs):
-            piece = self._asked_for(run) if self._length else run
+            if not self._length:  # none is kept back, then
+                yield run
+                continue
+            piece = self._asked_for(run)
             pieces.append(piece)
             ahead += _bytes_of_data(piece)
             while pieces and (ahead >= self._length or len(pieces) > _MOST_PIECES):

@@ -145,7 +145,8 @@ class Scan:
             if not look_everywhere:
                 at_end = self._probe(disk, piece, *last)
                 if not (self._find_zeroes and any(part.zero for part in at_end)):
-                    yield piece._replace(cold=piece.cold or at_end[0].cold)
+                    cold = at_end[0].cold and not piece.cold
+                    yield piece._replace(cold=True) if cold else piece
                     continue
             else:
                 granules.append(last)
@@ -180,7 +181,8 @@ class Scan:
                 if waiting is not None:
                     yield waiting
                 waiting = run
-            while (cut := self._next_cut(waiting)) < waiting.end:
+            limit = self._longest_zeroes if waiting.zero else self._request
+            while (cut := (waiting.offset // limit + 1) * limit) < waiting.end:
                 yield waiting._replace(length=cut - waiting.offset)
                 waiting = waiting._replace(offset=cut, length=waiting.end - cut)
             if self._is_late:
@@ -189,15 +191,14 @@ class Scan:
         if waiting is not None:
             yield waiting
 
-    def _next_cut(self, segment: Segment) -> int:
-        limit = self._longest_zeroes if segment.zero else self._request
-        return (segment.offset // limit + 1) * limit
-
 
 def _granules(piece: Segment) -> list[tuple[int, int]]:
     """The start and the end of each part that is probed by itself."""
-    first = (piece.offset // PROBE_SIZE + 1) * PROBE_SIZE
-    cuts = [piece.offset, *range(first, piece.end, PROBE_SIZE), piece.end]
+    start, end = piece.offset, piece.end
+    first = (start // PROBE_SIZE + 1) * PROBE_SIZE
+    if first >= end:
+        return [(start, end)]
+    cuts = [start, *range(first, end, PROBE_SIZE), end]
     return list(pairwise(cuts))
 
 

@@ -50,6 +50,32 @@ class ModelTests(SynchronousTestCase):
         start, end = asked
         self.assertEqual(model[start:end].count(0), coverage.missing(start, end - start))
 
+    @settings(max_examples=150)
+    @given(st.lists(st.lists(st.one_of(ranges, st.none()), max_size=20), max_size=5), st.data())
+    def test_a_batch_of_ranges_covers_what_each_of_them_does(self, batches, data):
+        """Where there is None a range follows that begins where the last one has ended."""
+        model = bytearray(SIZE)
+        coverage = Coverage(SIZE)
+        for batch in batches:
+            added, end = [], 0
+            for chosen in batch:
+                if chosen is None and end == SIZE:
+                    continue
+                start, end = chosen or (end, data.draw(st.integers(end + 1, SIZE)))
+                added.append((start, end - start))
+                model[start:end] = b"\1" * (end - start)
+            coverage.add_all(added)
+            self.assertEqual(model.count(1), coverage.covered)
+
+    def test_ranges_that_follow_each_other_in_a_batch_are_added_as_one(self):
+        coverage = Coverage(SIZE)
+        with mock.patch.object(coverage, "add", wraps=coverage.add) as add:
+            coverage.add_all([(10, 5), (15, 3), (18, 2), (30, 1), (31, 9), (0, 10)])
+        self.assertEqual(
+            [mock.call(10, 10), mock.call(30, 10), mock.call(0, 10)], add.call_args_list
+        )
+        self.assertEqual(30, coverage.covered)
+
     @settings(max_examples=60)
     @given(st.lists(edges, max_size=30), st.integers(0, 10**6))
     def test_pieces_in_any_order_complete_the_coverage(self, cuts, seed):

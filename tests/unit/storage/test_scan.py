@@ -13,7 +13,7 @@ from blockmig.interfaces import Extent, IReadAheadDisk
 from blockmig.storage import PROBE_SIZE, Scan, scan
 from blockmig.testing import Call, MemoryDisk
 
-KIB = 1024
+KIB, MIB = 1024, 1 << 20
 
 
 def walk(disk, request=1 << 20, block=1, find_zeroes=True):
@@ -156,6 +156,15 @@ class ScanTests(SynchronousTestCase):
 
         pieces = walk(Huge())
         self.assertEqual([256 << 20, 256 << 20, 5], [piece.length for piece in pieces])
+
+    def test_data_that_is_probed_only_at_its_end_is_cold_where_that_was(self):
+        """Each data but the first one, of a disk with many holes."""
+        disk = disk_of(*[(8 * KIB, "data"), (8 * KIB, "hole")] * 200)
+        probe = disk.probe
+        disk.probe = lambda offset, length: probe(offset, length)._replace(cold=offset > MIB)
+        pieces = [piece for piece in walk(disk) if not piece.zero]
+        self.assertEqual([piece.offset > MIB for piece in pieces], [p.cold for p in pieces])
+        self.assertEqual(200, len(pieces))
 
     def test_a_piece_is_cold_where_its_probe_was_cold(self):
         disk = disk_of((PROBE_SIZE * 2, "data"))

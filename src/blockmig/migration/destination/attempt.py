@@ -88,9 +88,9 @@ class IncomingAttempt:
 
     def cover(self, requests: Sequence[Request]) -> bool:
         """What C{requests} ask for was done; return whether that is progress."""
-        add, wrote = self.coverage.add, self._write_behind.wrote
+        wrote = self._write_behind.wrote
+        self.coverage.add_all((offset, length) for _, _, _, offset, length in requests)
         for _, command, _, offset, length in requests:
-            add(offset, length)
             if command == _WRITE:
                 self.data += length
                 wrote(offset, length)

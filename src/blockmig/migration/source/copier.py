@@ -66,6 +66,9 @@ _UNKNOWN_COMMAND: Final = (Errno.EINVAL, Errno.ENOTSUP)
 _MAY_TAKE_LONG: Final = (Command.FLUSH, Command.WRITE_ZEROES)
 # How many times the reply timeout a FLUSH may take.
 _FLUSH_FACTOR: Final = 10
+# A member of an Enum is looked up slowly, and these are needed for every request.
+_WRITE: Final = Command.WRITE
+_WRITE_ZEROES: Final = Command.WRITE_ZEROES
 
 
 class NoFlush(Exception):
@@ -278,16 +281,18 @@ class Copier:
         if self._stopped:
             return
         items: list[bytes | FileRegion] = []
+        disk, make = self._context.disk, self._requests.make
         while self._has_room and (segment := self._next(sending)) is not None:
-            command = Command.WRITE_ZEROES if segment.zero else Command.WRITE
-            answered = partial(self._segment_answered, segment._replace(data=None))
-            _, header = self._requests.make(command, segment.offset, segment.length, answered)
+            offset, length, zero, _, data = segment
+            if data is not None:
+                segment = segment._replace(data=None)
+            answered = partial(self._segment_answered, segment)
+            _, header = make(_WRITE_ZEROES if zero else _WRITE, offset, length, answered)
             items.append(header)
             self._in_flight.requested(segment)
-            if not segment.zero:
-                self._bytes_unsent += segment.length
-                disk, data = self._context.disk, segment.data
-                items.append(FileRegion(disk, segment.offset, segment.length, data=data))
+            if not zero:
+                self._bytes_unsent += length
+                items.append(FileRegion(disk, offset, length, None, data))
         if self._stopped:  # the disk could not be read
             return
         if items:
