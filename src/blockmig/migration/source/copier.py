@@ -153,7 +153,10 @@ class Copier:
         wire = ClientTransmission(constant_cookie=peer.oldstyle, first_cookie=cookie)
         self._requests = PendingRequests(wire)
         self._look_ahead = look_ahead_for(
-            context.disk, connection.transport, context.runtime.system
+            context.disk,
+            connection.transport,
+            context.runtime.system,
+            in_use=context.passes.in_use,
         )
         self._in_flight = InFlight(self._requests, one_at_a_time=peer.oldstyle)
         self._pass: _Pass | None = None

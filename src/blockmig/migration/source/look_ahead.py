@@ -15,6 +15,8 @@ both share. Rules of that:
   much is in flight does not matter for that: the peer may be a relay to another machine;
 * it is read with few calls, into a buffer that is used again, and so stays in our own cache;
 * a short piece is not read: the call would cost more than it gives;
+* beside clients of the disk nothing is read: the processor is theirs, and what a mirror sends they
+  have often just written;
 * that it cannot be read is met by whoever sends it.
 """
 
@@ -32,7 +34,7 @@ _MOST_SEGMENTS: Final = 64
 _MOST_WARM: Final = 4 << 20
 """Bytes, scanned and not requested yet; and those of a step of such a scan."""
 
-_WORTH_A_CALL: Final = 64 << 10
+_WORTH_A_CALL: Final = 256 << 10
 _BUFFER: Final = 256 << 10
 
 
@@ -99,11 +101,14 @@ class WarmLookAhead(LookAhead):
         )
 
 
-def look_ahead_for(disk: IDisk, transport: object, system: SystemCalls) -> LookAhead:
+def look_ahead_for(
+    disk: IDisk, transport: object, system: SystemCalls, *, in_use: bool
+) -> LookAhead:
     """The one for what is sent of a disk on a connection.
 
     @param transport: connected.
+    @param in_use: the disk has clients.
     """
-    if disk.fileno() is not None and is_on_this_machine(transport):
+    if not in_use and disk.fileno() is not None and is_on_this_machine(transport):
         return WarmLookAhead(disk, system)
     return LookAhead()

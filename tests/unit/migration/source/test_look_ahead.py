@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from blockmig.migration.source import look_ahead
 from blockmig.migration.source.in_flight import InFlight
 from blockmig.migration.source.look_ahead import LookAhead, WarmLookAhead, look_ahead_for
+from blockmig.migration.source.passes import FullCopy
 from blockmig.nbd import Command, Export
 from blockmig.storage import FileDisk, Scan, Segment
 from blockmig.syscalls import SystemCalls
@@ -80,9 +81,9 @@ class WarmLookAheadTests(SynchronousTestCase):
         self.assertEqual(BUFFER, len(ahead._buffer))
 
     def test_what_is_short_is_not_read(self):
-        ahead = self.open((0, 60 * KIB), (MIB, 64 * KIB), size=4 * MIB)
+        ahead = self.open((0, 252 * KIB), (MIB, 256 * KIB), size=4 * MIB)
         self.scanned(ahead)
-        self.assertEqual([(MIB, MIB + 64 * KIB)], self.system.calls)
+        self.assertEqual([(MIB, MIB + 256 * KIB)], self.system.calls)
 
     def test_a_step_is_short_lest_its_start_is_out_of_the_cache_again(self):
         ahead = self.open((0, 16 * MIB), size=16 * MIB)
@@ -132,15 +133,18 @@ class LookAheadTests(SynchronousTestCase):
 
 
 class WhichTests(SynchronousTestCase):
-    def which(self, disk, here):
+    def which(self, disk, here, in_use=False):
         self.patch(look_ahead, "is_on_this_machine", lambda transport: here)
-        return type(look_ahead_for(disk, object(), SystemCalls()))
+        return type(look_ahead_for(disk, object(), SystemCalls(), in_use=in_use))
 
     def test_the_peer_is_on_this_machine(self):
         self.assertIs(WarmLookAhead, self.which(QuickUnlinkableDisk(b"data"), True))
 
     def test_the_peer_is_on_another(self):
         self.assertIs(LookAhead, self.which(QuickUnlinkableDisk(b"data"), False))
+
+    def test_beside_clients_the_processor_is_theirs(self):
+        self.assertIs(LookAhead, self.which(QuickUnlinkableDisk(b"data"), True, in_use=True))
 
     def test_a_disk_without_a_descriptor_is_read_anyway(self):
         self.assertIs(LookAhead, self.which(MemoryDisk(b"data"), True))
@@ -194,7 +198,8 @@ class SenderTests(SenderCase):
         self.patch(look_ahead, "is_on_this_machine", lambda transport: True)
         self.assertEqual(32 * MIB, self.requested())
 
-    def test_all_of_it_was_read_and_arrives(self):
+    def read(self, **keywords):
+        """What is read by a sender whose peer is on this machine."""
         self.patch(look_ahead, "is_on_this_machine", lambda transport: True)
         self.keywords = {}
         read = []
@@ -203,7 +208,16 @@ class SenderTests(SenderCase):
             def preadv(self, descriptor, buffers, offset):
                 read.append((offset, sum(map(len, buffers))))
 
-        self.send(system=System())
+        self.send(system=System(), **keywords)
+        return read
+
+    def test_nothing_is_read_of_a_disk_that_has_clients(self):
+        passes = FullCopy(len(CONTENT))
+        passes.in_use = True
+        self.assertEqual([], self.read(passes=passes))
+
+    def test_all_of_it_was_read_and_arrives(self):
+        read = self.read()
         self.assertEqual([(at, REQUEST) for at in range(0, len(CONTENT), REQUEST)], read)
         self.assertEqual(1, self.summary().attempts)
         self.assertEqual(CONTENT, bytes(self.servers[0].data))
