@@ -1,7 +1,8 @@
 """The copying of one attempt: from the scan of the disk to the last acknowledgement.
 
 Owns the scan, the queue of segments to send, and how long nothing was answered; how much is in
-flight at a time is counted elsewhere (`in_flight`).
+flight at a time is counted elsewhere (`in_flight`), and how far the scan may be ahead is known
+elsewhere (`look_ahead`).
 What is sent, and when that is all, is up to the `passes`; what follows is the hand-off's.
 
 Rules (design, sections 2 and 3):

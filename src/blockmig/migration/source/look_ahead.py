@@ -22,6 +22,7 @@ both share. Rules of that:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from typing import Final
 
@@ -84,13 +85,10 @@ class WarmLookAhead(LookAhead):
 
     def advance(self, scan: Scan) -> list[Segment]:
         segments = scan.advance(_MOST_WARM)
-        try:
-            with held_descriptor(self._disk) as descriptor:
-                for segment in segments:
-                    if not segment.zero and segment.length >= _WORTH_A_CALL:
-                        self._read(descriptor, segment)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), held_descriptor(self._disk) as descriptor:
+            for segment in segments:
+                if not segment.zero and segment.length >= _WORTH_A_CALL:
+                    self._read(descriptor, segment)
         return segments
 
     def _read(self, descriptor: int, segment: Segment) -> None:
